@@ -1,0 +1,23 @@
+"""seamless_d2: Seamless Scene Segmentation (Porzi et al., CVPR 2019) as a Detectron2 extension.
+
+Importing the package registers every component in Detectron2's registries.
+"""
+
+__version__ = "0.1.0"
+
+try:
+    import detectron2  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "detectron2":
+        raise
+    raise ImportError(
+        "seamless_d2 needs Detectron2, which is not installed; run `make install` in the repository, or "
+        "`python -m pip install --no-build-isolation "
+        "'git+https://github.com/facebookresearch/detectron2@02b5c4e2'`"
+    ) from None
+
+from . import modeling  # noqa: F401  (registers the components)
+from .config import add_seamless_config, get_config
+from .data.register import register_panoptic
+
+__all__ = ["add_seamless_config", "get_config", "register_panoptic", "__version__"]

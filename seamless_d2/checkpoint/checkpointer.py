@@ -1,0 +1,136 @@
+"""Detectron2's checkpointer with atomic writes, safe reads and errors that a user can act on."""
+
+import io
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from ..errors import UserError
+from ..files import atomic_write
+
+_NUMPY = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+}
+
+
+class _NumpyUnpickler(pickle.Unpickler):
+    """Unpickles plain containers and numpy arrays, nothing that could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _NUMPY:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+
+
+def load_file(path: str | Path) -> dict[str, Any]:
+    """Read a .pth or Detectron2 .pkl file without running any code from it.
+
+    Raises:
+        UserError: missing, truncated, of another format, or holding more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist; check MODEL.WEIGHTS or the path")
+    try:
+        if path.suffix == ".pkl":
+            content = _NumpyUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # truncated zip, bad magic, forbidden class: every library error means the same
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"checkpoint {path} cannot be read as tensors ({reason}); it is damaged or of another program, get it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path} holds no dictionary of weights; it is of another program")
+    return content
+
+
+class SeamlessCheckpointer(DetectionCheckpointer):
+    """Saves atomically; loads with ``load_file``; tells a checkpoint of another model from one of this model."""
+
+    # Complete weights are asked for in evaluation and prediction, backbones are enough to start a training.
+    complete = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name``.pth; numbered and final checkpoints become the one that ``--resume`` takes."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        data.update(kwargs)
+        file = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {file}")
+        try:
+            with atomic_write(file) as stream:
+                torch.save(data, stream)
+        except OSError as error:
+            raise UserError(f"checkpoint {file} cannot be written ({error.strerror}); free disk space") from None
+        if re.fullmatch(r"model_(\d+|final)", name):
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Remember the checkpoint for ``--resume``."""
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
+            file.write(last_filename_basename)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As Detectron2's; an empty ``path`` keeps the initial weights."""
+        if path and "://" not in path and not Path(path).is_file():
+            raise UserError(
+                f"checkpoint {path} does not exist; the config's head says where its weights come from, or set "
+                'MODEL.WEIGHTS (to "" for random initial weights)'
+            )
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        content = load_file(filename)
+        if "model" not in content:
+            content = {"model": content}
+        if filename.endswith(".pkl"):
+            content.setdefault("matching_heuristics", True)
+        return content
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        wanted = set(self.model.state_dict())
+        incompatible = super()._load_model(checkpoint)
+        missing = {k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")}
+        shapes = [entry[0] for entry in incompatible.incorrect_shapes]
+        if len(missing) + len(shapes) >= len(wanted):
+            raise UserError("the checkpoint shares no weight with this model; it belongs to another architecture")
+        if self.complete and (missing or shapes):
+            names = ", ".join([*shapes, *sorted(missing)][:4])
+            raise UserError(
+                f"the checkpoint does not fit this model: {len(missing)} weights are missing and {len(shapes)} have "
+                f"another shape ({names}, ...); use the config it was trained with"
+            )
+        return incompatible
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load the complete weights of ``model`` for evaluation or prediction.
+
+    Raises:
+        UserError: no path, unreadable file, or weights of another model.
+    """
+    if not str(path):
+        raise UserError("no weights given; set MODEL.WEIGHTS (or --weights) to a trained checkpoint")
+    checkpointer = SeamlessCheckpointer(model)
+    checkpointer.complete = True
+    try:
+        checkpointer.load(str(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None

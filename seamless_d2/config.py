@@ -1,0 +1,145 @@
+"""Every configuration key that seamless_d2 adds to Detectron2's, and the lookup of the shipped configs."""
+
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+from .errors import UserError
+
+
+def add_seamless_config(cfg: CfgNode) -> None:
+    """Add the keys of seamless_d2, with their defaults, to Detectron2's ``cfg`` in place.
+
+    Keys that Detectron2 already has keep their names and meaning; the fusion thresholds are
+    ``MODEL.PANOPTIC_FPN.COMBINE.{INSTANCES_CONFIDENCE_THRESH, OVERLAP_THRESH, STUFF_AREA_LIMIT}``.
+    """
+    # --- the model as a whole ---------------------------------------------------------------------------------
+    cfg.MODEL.SEAMLESS = CfgNode()
+    # Activation after every normalisation: leaky_relu, elu, relu or identity.
+    cfg.MODEL.SEAMLESS.ACTIVATION = "leaky_relu"
+    # Negative slope of leaky_relu, alpha of elu.
+    cfg.MODEL.SEAMLESS.ACTIVATION_SLOPE = 0.01
+    # Groups of group normalisation, wherever a NORM key says "GN".
+    cfg.MODEL.SEAMLESS.GN_GROUPS = 16
+    # Where instances and semantic scores are merged: "input" = the network's resolution, the map is then brought to
+    # the requested size by nearest sampling (as the original); "output" = the requested size.
+    cfg.MODEL.SEAMLESS.FUSE_AT = "input"
+    # What inference computes and returns; what is not listed costs nothing.
+    cfg.MODEL.SEAMLESS.OUTPUTS = ["instances", "sem_seg", "panoptic_seg"]
+    # The original's treatment of exact ties, needed only to reproduce its numbers to the decimal: NMS suppresses at
+    # IoU >= threshold instead of >, zero-area proposals are kept, detections are in class-major order.
+    cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS = False
+    # Names, colours and data set ids of the classes: things in the order 0..T-1, "stuff" all C semantic classes (stuff,
+    # then things). Written by training and by the converters, so that a prediction needs only yaml and weights.
+    cfg.MODEL.SEAMLESS.THING_CLASSES = []
+    cfg.MODEL.SEAMLESS.STUFF_CLASSES = []
+    cfg.MODEL.SEAMLESS.STUFF_COLORS = []
+    cfg.MODEL.SEAMLESS.STUFF_DATASET_IDS = []
+
+    # --- backbone ---------------------------------------------------------------------------------------------
+    # Stride-2 levels added to the FPN from the last backbone stage (p6, p7, ...).
+    cfg.MODEL.FPN.EXTRA_LEVELS = 1
+
+    # --- semantic head ----------------------------------------------------------------------------------------
+    # Window (height, width) of the sliding mean, in pixels of each level's feature map.
+    cfg.MODEL.SEM_SEG_HEAD.POOLING_SIZE = [64, 64]
+    # Dilation of the dilated 3x3 convolution.
+    cfg.MODEL.SEM_SEG_HEAD.DILATION = 6
+    # Share of the hardest pixels of each image that enter the loss; 1.0 takes them all.
+    cfg.MODEL.SEM_SEG_HEAD.HARD_PIXEL_FRACTION = 0.25
+
+    # --- region proposals -------------------------------------------------------------------------------------
+    # Normalisation of the RPN's 3x3 convolution (as every NORM key: BN, SyncBN, FrozenBN, GN or Affine).
+    cfg.MODEL.RPN.NORM = "BN"
+    # Anchors whose share inside crowd regions is at least this are ignored.
+    cfg.MODEL.RPN.CROWD_THRESH = 0.7
+
+    # --- ROI heads --------------------------------------------------------------------------------------------
+    # Proposals whose share inside crowd regions is at least this are dropped.
+    cfg.MODEL.ROI_HEADS.CROWD_THRESH = 0.7
+    # A box of this side length (square root of its area, pixels) takes its features from this level (2 = p2), larger
+    # ones from coarser levels (Lin et al. 2017, equation 1).
+    cfg.MODEL.ROI_HEADS.CANONICAL_BOX_SIZE = 224
+    cfg.MODEL.ROI_HEADS.CANONICAL_LEVEL = 4
+    # Weights of the classification and the mask loss (Detectron2 has keys for the other four).
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT = 1.0
+    cfg.MODEL.ROI_MASK_HEAD.LOSS_WEIGHT = 1.0
+    # Mask loss: void pixels count as background instead of carrying no weight.
+    cfg.MODEL.ROI_MASK_HEAD.VOID_IS_BACKGROUND = False
+
+    # --- data -------------------------------------------------------------------------------------------------
+    # COCO-panoptic data sets to register: [name, image_dir, panoptic_dir, panoptic_json] each; relative paths are
+    # below $DETECTRON2_DATASETS (default ./datasets).
+    cfg.DATASETS.PANOPTIC = []
+
+    # --- solver -----------------------------------------------------------------------------------------------
+    # Factor on the learning rate of normalisation parameters; 0 freezes them (running statistics still update).
+    cfg.SOLVER.NORM_LR_FACTOR = 1.0
+    # Length of the training in epochs; above 0 it overrides MAX_ITER.
+    cfg.SOLVER.EPOCHS = 0
+    # LR_SCHEDULER_NAME may also be "Poly", "Linear", "Step" or "MultiStep": the original's formulas, counting from 1.
+    cfg.SOLVER.POLY_POWER = 0.9
+    # End points of "Linear", as factors on BASE_LR.
+    cfg.SOLVER.LINEAR_RANGE = [1.0, 0.0]
+    # Length of one step of "Step", in the unit of SCHEDULE_BY.
+    cfg.SOLVER.STEP_SIZE = 1
+    # What the schedule counts: "iteration" or "epoch".
+    cfg.SOLVER.SCHEDULE_BY = "iteration"
+
+    # --- other defaults that the method wants -----------------------------------------------------------------
+    cfg.MODEL.META_ARCHITECTURE = "SeamlessPanoptic"
+    cfg.MODEL.BACKBONE.NAME = "build_seamless_resnet_fpn_backbone"
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "SeamlessRPN"
+    cfg.MODEL.RPN.HEAD_NAME = "SeamlessRPNHead"
+    cfg.MODEL.ROI_HEADS.NAME = "SeamlessROIHeads"
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "SeamlessBoxHead"
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "SeamlessMaskHead"
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "SeamlessSemSegHead"
+
+
+def config_file(name: str) -> Path:
+    """Path of a shipped config such as ``"cityscapes/seamless_R_50_FPN.yaml"``.
+
+    Raises:
+        UserError: there is no such config; the message lists those that exist.
+    """
+    package = Path(__file__).resolve().parent
+    # An installed package carries the configs inside; a checkout has them beside the package.
+    roots = [root for root in (package / "configs", package.parent / "configs") if root.is_dir()]
+    for root in roots:
+        if (root / name).is_file():
+            return root / name
+    known = sorted({p.relative_to(root).as_posix() for root in roots for p in root.rglob("*.yaml")})
+    raise UserError(f"there is no config {name!r}; the shipped ones are: {', '.join(known)}")
+
+
+def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode:
+    """Detectron2's defaults, ours, then the yaml ``file``, then ``KEY VALUE`` overrides.
+
+    ``file`` may be a path or the name of a shipped config. Yaml tags that would run code are refused.
+
+    Raises:
+        UserError: file missing, not yaml, or with a key that does not exist.
+    """
+    cfg = get_cfg()
+    add_seamless_config(cfg)
+    path = Path(file) if Path(file).is_file() else None
+    if path is None:
+        name = Path(file).as_posix().removeprefix("./").removeprefix("configs/")
+        if Path(file).is_absolute():
+            raise UserError(f"config file {file} does not exist; give the path of a yaml file")
+        path = config_file(name)
+    try:
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+        cfg.merge_from_list(overrides or [])
+    except (KeyError, ValueError, AssertionError, TypeError) as error:
+        reason = error.args[0] if error.args else error
+        raise UserError(f"config {path} (with its overrides) is not valid: {reason}") from error
+    except Exception as error:  # yaml has no common base class that yacs re-exports
+        raise UserError(f"config {path} cannot be read as yaml: {error}") from error
+    return cfg
+
+
+def get_config(name: str) -> CfgNode:
+    """Complete configuration of a shipped config, e.g. ``get_config("cityscapes/seamless_R_50_FPN.yaml")``."""
+    return load_config(config_file(name if name.endswith(".yaml") else f"{name}.yaml"))

@@ -1,0 +1,1 @@
+"""Data sets: registration, metadata and the mapper."""

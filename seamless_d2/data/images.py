@@ -1,0 +1,70 @@
+"""Reading photos and id maps, with clear errors."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import UserError
+
+
+def read_photo(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a photo as (H, W, 3) uint8 RGB; 16-bit, grey, palette and transparent images are converted.
+
+    Args:
+        path: the file.
+        size: (height, width) that the labels have. EXIF rotation is applied unless only the unrotated picture has
+            this size: label PNGs do not turn with their photo.
+
+    Raises:
+        UserError: missing, corrupt or empty file, or another size.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            turned = ImageOps.exif_transpose(image)
+            if size is not None and turned.size != size[::-1] and image.size == size[::-1]:
+                turned = image
+            array = _to_rgb(turned)
+    except FileNotFoundError:
+        raise UserError(f"image {path} does not exist; check the path") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {path} cannot be read ({error}); replace or remove it") from None
+    if size is not None and array.shape[:2] != tuple(size):
+        raise UserError(
+            f"image {path} is {array.shape[1]} x {array.shape[0]} pixels but its annotation says {size[1]} x {size[0]}; "
+            "mend the json or the file"
+        )
+    return array
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        array = np.asarray(image, dtype=np.float64)
+        high = 65535 if array.max(initial=0) > 255 else 255
+        grey = np.clip(array * (255 / high) + 0.5, 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if "A" in image.mode or "transparency" in image.info:
+        # Transparent pixels show white, as in a viewer.
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return np.asarray(image.convert("RGB"))
+
+
+def read_id_map(path: str | Path) -> np.ndarray:
+    """Read a panoptic PNG as (H, W) int32 ids, id = R + 256 G + 65536 B.
+
+    Raises:
+        UserError: missing or corrupt file, or not an RGB picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("RGB", "RGBA"):
+                raise UserError(f"panoptic map {path} is not an RGB PNG but {image.mode}; ids are stored in R, G, B")
+            array = np.asarray(image.convert("RGB")).astype(np.int32)
+    except FileNotFoundError:
+        raise UserError(f"panoptic map {path} does not exist; check the path") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise UserError(f"panoptic map {path} cannot be read ({error}); make it again") from None
+    return array[..., 0] + 256 * array[..., 1] + 65536 * array[..., 2]

@@ -1,0 +1,138 @@
+"""The mapper: one record of a registered data set -> one training or test dict.
+
+Everything is derived from the panoptic PNG after augmentation, so that boxes, masks, semantic labels, void and crowd
+can never disagree.
+"""
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, Instances
+
+from ..errors import UserError
+from ..modeling.ground_truth import SegmentMasks
+from .images import read_id_map, read_photo
+from .metadata import VOID_LABEL
+
+
+def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """Detectron2's keys: shortest-edge resize (``MIN_SIZE_TRAIN_SAMPLING`` "range" = scale jitter), crop, flip."""
+    if not is_train:
+        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+    augmentations: list[T.Augmentation] = [
+        T.ResizeShortestEdge(
+            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        )
+    ]
+    if cfg.INPUT.CROP.ENABLED:
+        augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
+        augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+    return augmentations
+
+
+def label_boxes(labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Tight boxes of all labels of a map in two passes.
+
+    Args:
+        labels: (H, W) integers in 0..num_labels-1.
+
+    Returns:
+        (num_labels, 4) float32 x0, y0, x1, y1, half open; all zero for labels that do not occur.
+    """
+    boxes = np.zeros((num_labels, 4), np.float32)
+    labels = labels.astype(np.int64)
+    for axis, (low, high) in ((1, (0, 2)), (0, (1, 3))):
+        size = labels.shape[axis]
+        position = np.arange(size) if axis == 1 else np.arange(size)[:, None]
+        present = np.bincount((labels * size + position).ravel(), minlength=num_labels * size).reshape(num_labels, size)
+        present = present > 0
+        some = present.any(axis=1)
+        boxes[some, low] = present[some].argmax(axis=1)
+        boxes[some, high] = size - present[some, ::-1].argmax(axis=1)
+    return boxes
+
+
+class SeamlessMapper:
+    """Callable for Detectron2's data loaders.
+
+    Training dicts hold "image" (3, H, W) uint8, "instances" (gt_boxes, gt_classes, gt_masks as ``SegmentMasks`` with
+    void and crowd), "sem_seg" (H, W) int64 with 255 = void, and the record's file_name, image_id, height, width.
+    Boxes are the tight boxes of what is visible after the crop. Test dicts hold the image and the record's keys.
+    """
+
+    @configurable
+    def __init__(
+        self, *, is_train: bool, augmentations: list[T.Augmentation], image_format: str, num_stuff: int
+    ) -> None:
+        if image_format not in ("RGB", "BGR"):
+            raise UserError(f"INPUT.FORMAT is {image_format!r}; use RGB or BGR")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.num_stuff = num_stuff
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "num_stuff": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        }
+
+    def __call__(self, record: dict) -> dict:
+        """
+        Raises:
+            UserError: a file that is missing, corrupt or contradicts the json.
+        """
+        image = read_photo(record["file_name"], (record["height"], record["width"]))
+        if self.image_format == "BGR":
+            image = image[:, :, ::-1]
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        result = {k: v for k, v in record.items() if k != "segments_info"}
+        result["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        if self.is_train:
+            labels = self._read_labels(record)
+            # Resizing works on bytes (nearest, the same sampling for image and labels); indices may need two.
+            low, high = (transforms.apply_segmentation((labels >> s & 255).astype(np.uint8)) for s in (0, 8))
+            labels = low.astype(np.int32) + (high.astype(np.int32) << 8)
+            result["instances"], result["sem_seg"] = self._make_targets(labels, record["segments_info"])
+        return result
+
+    def _read_labels(self, record: dict) -> np.ndarray:
+        """(H, W) int32: 0 = void, k = segment k-1 of the record."""
+        path = record["pan_seg_file_name"]
+        id_map = read_id_map(path)
+        if id_map.shape != (record["height"], record["width"]):
+            raise UserError(
+                f"panoptic map {path} is {id_map.shape[1]} x {id_map.shape[0]} pixels but its annotation says "
+                f"{record['width']} x {record['height']}; mend the json or the file"
+            )
+        ids, inverse = np.unique(id_map, return_inverse=True)
+        position = {segment["id"]: k for k, segment in enumerate(record["segments_info"], 1)}
+        unknown = [i for i in ids.tolist() if i != 0 and i not in position]
+        if unknown:
+            raise UserError(f"panoptic map {path} holds id {unknown[0]}, which its json does not list; mend one of them")
+        return np.array([position.get(i, 0) for i in ids.tolist()], np.int32)[inverse].reshape(id_map.shape)
+
+    def _make_targets(self, labels: np.ndarray, segments: list[dict]) -> tuple[Instances, torch.Tensor]:
+        semantic = np.full(len(segments) + 1, VOID_LABEL, np.int64)
+        for k, segment in enumerate(segments, 1):
+            # Crowd regions keep their class here; only the instance branches ignore them.
+            semantic[k] = segment["category_id"] + (self.num_stuff if segment["isthing"] else 0)
+        boxes = label_boxes(labels, len(segments) + 1)
+        present = boxes[:, 2] > 0
+        things = [k for k, s in enumerate(segments, 1) if s["isthing"] and present[k]]
+        ids = [k for k in things if not segments[k - 1]["iscrowd"]]
+        crowd_ids = [k for k in things if segments[k - 1]["iscrowd"]]
+        instances = Instances(labels.shape)
+        instances.gt_boxes = Boxes(torch.from_numpy(boxes[ids]).reshape(-1, 4))
+        instances.gt_classes = torch.tensor([segments[k - 1]["category_id"] for k in ids], dtype=torch.int64)
+        instances.gt_masks = SegmentMasks(
+            torch.from_numpy(labels), torch.tensor(ids, dtype=torch.int32), torch.tensor(crowd_ids, dtype=torch.int32)
+        )
+        return instances, torch.from_numpy(semantic[labels])

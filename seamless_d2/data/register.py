@@ -1,0 +1,137 @@
+"""Registration of COCO-panoptic data sets with Detectron2's catalogues."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..errors import UserError
+from .metadata import Classes
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Read a json file; a missing or malformed one is a ``UserError`` that calls it ``what``."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist; check the path") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{what} {path} cannot be read as json: {error}") from None
+
+
+def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path) -> tuple[list[dict], Classes]:
+    """Records in Detectron2's format, and the classes, of a COCO-panoptic json.
+
+    Each record has file_name, image_id, height, width, pan_seg_file_name, sem_seg_file_name (the same PNG) and
+    segments_info with id, isthing, category_id (things 0..T-1, stuff 0..S-1) and iscrowd.
+
+    Raises:
+        UserError: keys missing, an annotation of an unknown image or category.
+    """
+    content = read_json(panoptic_json, "panoptic json")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or key not in content:
+            raise UserError(f"{panoptic_json} has no {key!r}; a COCO-panoptic json has images, annotations, categories")
+    classes = Classes.from_categories(content["categories"], str(panoptic_json))
+    semantic = {dataset_id: label for label, dataset_id in enumerate(classes.dataset_ids)}
+    images = {image["id"]: image for image in content["images"]}
+    records = []
+    for annotation in content["annotations"]:
+        image = images.get(annotation["image_id"])
+        if image is None:
+            raise UserError(f"{panoptic_json}: annotation of image id {annotation['image_id']}, which is not in images")
+        segments = []
+        for segment in annotation["segments_info"]:
+            label = semantic.get(segment["category_id"])
+            if label is None:
+                raise UserError(
+                    f"{panoptic_json}: image {image['file_name']} has a segment of category {segment['category_id']}, "
+                    "which is not in categories"
+                )
+            isthing = label >= classes.num_stuff
+            segments.append(
+                {
+                    "id": segment["id"],
+                    "isthing": isthing,
+                    "category_id": label - classes.num_stuff if isthing else label,
+                    "iscrowd": int(segment.get("iscrowd", 0)),
+                }
+            )
+        png = str(panoptic_dir / annotation["file_name"])
+        records.append(
+            {
+                "file_name": str(image_dir / image["file_name"]),
+                "image_id": image["id"],
+                "height": image["height"],
+                "width": image["width"],
+                "pan_seg_file_name": png,
+                "sem_seg_file_name": png,
+                "segments_info": segments,
+            }
+        )
+    if not records:
+        raise UserError(f"{panoptic_json} has no annotations; nothing can be trained or evaluated on it")
+    return records, classes
+
+
+def register_panoptic(
+    name: str, image_dir: str | Path, panoptic_dir: str | Path, panoptic_json: str | Path
+) -> None:
+    """Register a COCO-panoptic data set under ``name``, ready for training and all of Detectron2's evaluators.
+
+    Args:
+        name: key for ``DATASETS.TRAIN`` / ``DATASETS.TEST``; registering the same files again does nothing.
+        image_dir: folder of the photos.
+        panoptic_dir: folder of the id PNGs (id = R + 256 G + 65536 B, 0 = void).
+        panoptic_json: the json; category ids may be any integers, colours are optional.
+
+    Raises:
+        UserError: missing or malformed files, or ``name`` already taken by another data set.
+    """
+    image_dir, panoptic_dir, panoptic_json = Path(image_dir), Path(panoptic_dir), Path(panoptic_json)
+    for folder in (image_dir, panoptic_dir):
+        if not folder.is_dir():
+            raise UserError(f"folder {folder} of data set {name!r} does not exist; check the path")
+    metadata = MetadataCatalog.get(name)
+    if name in DatasetCatalog.list():
+        if getattr(metadata, "panoptic_json", None) == str(panoptic_json):
+            return
+        raise UserError(f"a data set called {name!r} is already registered; choose another name")
+    records, classes = load_panoptic_json(image_dir, panoptic_dir, panoptic_json)
+    DatasetCatalog.register(name, lambda: records)
+    if not hasattr(metadata, "thing_classes"):
+        metadata.set(**classes.to_metadata())
+    metadata.set(
+        image_root=str(image_dir),
+        panoptic_root=str(panoptic_dir),
+        panoptic_json=str(panoptic_json),
+        evaluator_type="coco_panoptic_seg",
+    )
+
+
+def datasets_root() -> Path:
+    """The folder of data sets: ``$DETECTRON2_DATASETS``, default ``datasets``, as in Detectron2."""
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def register_from_config(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> None:
+    """Register those entries of ``cfg.DATASETS.PANOPTIC`` that ``names`` lists.
+
+    Raises:
+        UserError: a malformed entry, or a name that is neither listed nor registered.
+    """
+    for entry in cfg.DATASETS.PANOPTIC:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 4:
+            raise UserError(f"DATASETS.PANOPTIC: {entry!r} is not [name, image_dir, panoptic_dir, panoptic_json]")
+        if entry[0] in names:
+            register_panoptic(entry[0], *(datasets_root() / path for path in entry[1:]))
+    unknown = [name for name in names if name not in DatasetCatalog.list()]
+    if unknown:
+        raise UserError(
+            f"data set {unknown[0]!r} is not registered; list it in DATASETS.PANOPTIC as [name, image_dir, "
+            "panoptic_dir, panoptic_json] or call seamless_d2.register_panoptic"
+        )

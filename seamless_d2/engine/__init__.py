@@ -1,0 +1,7 @@
+"""Training: set-up, optimiser, schedules, trainer."""
+
+from .run import evaluate, run
+from .setup import setup
+from .trainer import SeamlessTrainer
+
+__all__ = ["SeamlessTrainer", "evaluate", "run", "setup"]

@@ -1,0 +1,34 @@
+"""What ``tools/train_net.py`` does."""
+
+import argparse
+import os
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+
+from ..checkpoint import load_weights
+from ..files import write_json
+from .setup import setup
+from .trainer import SeamlessTrainer
+
+
+def evaluate(cfg: CfgNode) -> dict[str, Any]:
+    """Evaluate MODEL.WEIGHTS on DATASETS.TEST; the results also go to OUTPUT_DIR/evaluation.json."""
+    model = build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS)
+    results = SeamlessTrainer.test(cfg, model)
+    if comm.is_main_process():
+        write_json(os.path.join(cfg.OUTPUT_DIR, "evaluation.json"), results, indent=2)
+    return results
+
+
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Train, or evaluate with ``args.eval_only``; returns the metrics of the last evaluation."""
+    cfg = setup(args)
+    if args.eval_only:
+        return evaluate(cfg)
+    trainer = SeamlessTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()

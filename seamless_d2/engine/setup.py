@@ -1,0 +1,72 @@
+"""From command-line arguments to a checked configuration."""
+
+import argparse
+import os
+
+import detectron2.engine
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+
+from ..config import load_config
+from ..data.metadata import Classes
+from ..data.register import register_from_config
+from ..errors import UserError
+from ..files import atomic_write
+
+
+def adopt_classes(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> None:
+    """Check that the data sets agree with the model and with each other, and write their classes into ``cfg``.
+
+    Raises:
+        UserError: different class counts or names.
+    """
+    first = None
+    for name in names:
+        classes = Classes.from_metadata(name)
+        classes.check(cfg, f"data set {name!r}")
+        if first is not None and classes.names != first.names:
+            raise UserError(f"data sets {names[0]!r} and {name!r} have different classes; use data sets with the same")
+        first = first or classes
+    if first is not None:
+        first.to_config(cfg)
+
+
+def resolve_epochs(cfg: CfgNode) -> None:
+    """Turn SOLVER.EPOCHS into SOLVER.MAX_ITER by the size of the training sets."""
+    if cfg.SOLVER.EPOCHS > 0:
+        cfg.SOLVER.MAX_ITER = round(cfg.SOLVER.EPOCHS * iterations_per_epoch(cfg))
+
+
+def iterations_per_epoch(cfg: CfgNode) -> int:
+    """Whole batches in one pass over the training sets, at least one."""
+    images = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
+    return max(images // cfg.SOLVER.IMS_PER_BATCH, 1)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Load the config, register its data sets, check both, create OUTPUT_DIR with config.yaml.
+
+    Args:
+        args: of ``detectron2.engine.default_argument_parser``: config_file, eval_only, resume, opts.
+
+    Raises:
+        UserError: whatever is wrong with config or data.
+    """
+    if not args.config_file:
+        raise UserError("no config given; use --config-file configs/....yaml")
+    cfg = load_config(args.config_file, args.opts)
+    if not cfg.DATASETS.TEST or not (args.eval_only or cfg.DATASETS.TRAIN):
+        raise UserError("DATASETS.TRAIN and DATASETS.TEST must name data sets")
+    names = list(cfg.DATASETS.TEST) if args.eval_only else [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    register_from_config(cfg, names)
+    adopt_classes(cfg, names)
+    if not args.eval_only:
+        resolve_epochs(cfg)
+    cfg.freeze()
+    detectron2.engine.default_setup(cfg, args)
+    if comm.is_main_process():
+        # default_setup writes the file in place; a reader must never see half of it.
+        with atomic_write(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
+            file.write(cfg.dump())
+    return cfg

@@ -1,0 +1,55 @@
+"""Detectron2's DefaultTrainer with our data, evaluators, optimiser and checkpoints."""
+
+import weakref
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from ..checkpoint import SeamlessCheckpointer
+from ..data.mapper import SeamlessMapper
+from ..evaluation import build_evaluators
+from .setup import iterations_per_epoch
+from .solver import build_lr_scheduler, build_optimizer
+
+
+class SeamlessTrainer(DefaultTrainer):
+    """Training loop of Detectron2: logs, TensorBoard, periodic evaluation, best and last checkpoint."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_detection_train_loader(cfg, mapper=SeamlessMapper(cfg, True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_detection_test_loader(cfg, dataset_name, mapper=SeamlessMapper(cfg, False))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluators(cfg, dataset_name)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        return build_lr_scheduler(cfg, optimizer, iterations_per_epoch(cfg))
+
+    def build_hooks(self) -> list[HookBase]:
+        # DefaultTrainer has no factory for its checkpointer; its hooks are the first to use it.
+        self.checkpointer = SeamlessCheckpointer(
+            self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        result = super().build_hooks()
+        if comm.is_main_process():
+            best = hooks.BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, "panoptic_seg/PQ")
+            # After the evaluation, before the writers.
+            result.insert(len(result) - 1, best)
+        return result

@@ -1,0 +1,71 @@
+"""Truth in the forms that Detectron2's evaluators read, derived from the panoptic truth."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from ..data.images import read_id_map
+from ..data.metadata import VOID_LABEL, Classes
+from ..files import write_json
+
+
+class SemanticTruth:
+    """``sem_seg_loading_fn`` for ``SemSegEvaluator``: semantic labels straight from the panoptic PNG."""
+
+    def __init__(self, dataset_name: str) -> None:
+        num_stuff = Classes.from_metadata(dataset_name).num_stuff
+        self.labels = {
+            record["sem_seg_file_name"]: {
+                s["id"]: s["category_id"] + (num_stuff if s["isthing"] else 0) for s in record["segments_info"]
+            }
+            for record in DatasetCatalog.get(dataset_name)
+        }
+
+    def __call__(self, file_name: str, dtype: type = np.int64) -> np.ndarray:
+        """(H, W) labels, stuff 0..S-1, things S..C-1, 255 = void."""
+        id_map = read_id_map(file_name)
+        ids, inverse = np.unique(id_map, return_inverse=True)
+        table = self.labels[file_name]
+        labels = np.array([table.get(i, VOID_LABEL) for i in ids.tolist()], dtype)
+        return labels[inverse].reshape(id_map.shape)
+
+
+def write_instance_json(dataset_name: str, output_dir: str | Path) -> Path:
+    """Write the things of a panoptic data set as COCO instance annotations (RLE), crowd included.
+
+    The file's name holds a fingerprint of the panoptic json, so that a changed data set never meets an old file.
+    Returns the path; an existing file is kept.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    fingerprint = hashlib.sha256(Path(metadata.panoptic_json).read_bytes()).hexdigest()[:12]
+    path = Path(output_dir) / f"{dataset_name}_instances_{fingerprint}.json"
+    if path.is_file():
+        return path
+    thing_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+    images, annotations = [], []
+    for record in tqdm(DatasetCatalog.get(dataset_name), desc="instance truth", unit="image", leave=False):
+        images.append({"id": record["image_id"], "height": record["height"], "width": record["width"]})
+        things = [s for s in record["segments_info"] if s["isthing"]]
+        id_map = read_id_map(record["pan_seg_file_name"]) if things else None
+        for segment in things:
+            rle = coco_mask.encode(np.asfortranarray(id_map == segment["id"]))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record["image_id"],
+                    "category_id": thing_ids[segment["category_id"]],
+                    "iscrowd": segment["iscrowd"],
+                    "area": int(coco_mask.area(rle)),
+                    "bbox": coco_mask.toBbox(rle).tolist(),
+                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                }
+            )
+    categories = [
+        {"id": thing_ids[i], "name": name, "supercategory": name} for i, name in enumerate(metadata.thing_classes)
+    ]
+    write_json(path, {"info": {}, "images": images, "annotations": annotations, "categories": categories})
+    return path

@@ -1,0 +1,21 @@
+"""The method: every component, registered in Detectron2's registries."""
+
+from .backbone import build_seamless_resnet_fpn_backbone
+from .fusion import fuse_panoptic, resize_panoptic
+from .panoptic import SeamlessPanoptic
+from .roi_heads import SeamlessBoxHead, SeamlessMaskHead, SeamlessROIHeads
+from .rpn import SeamlessRPN, SeamlessRPNHead
+from .semantic_head import SeamlessSemSegHead
+
+__all__ = [
+    "SeamlessBoxHead",
+    "SeamlessMaskHead",
+    "SeamlessPanoptic",
+    "SeamlessROIHeads",
+    "SeamlessRPN",
+    "SeamlessRPNHead",
+    "SeamlessSemSegHead",
+    "build_seamless_resnet_fpn_backbone",
+    "fuse_panoptic",
+    "resize_panoptic",
+]

@@ -1,0 +1,192 @@
+"""Normalisation + activation in one layer, the building block of the whole network.
+
+Every layer here computes ``activation(norm(x) [+ residual])``. Keeping the three together is what allows them to be
+fused later; each class subclasses the PyTorch or Detectron2 normalisation of which it is a form, so that weight-decay
+rules which go by class (Detectron2's WEIGHT_DECAY_NORM) and checkpoints see the usual layer with the usual names.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils import comm
+from fvcore.nn.distributed import differentiable_all_reduce
+from torch import Tensor, nn
+
+NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "Affine")
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation function by name; ``slope`` is leaky_relu's negative slope or elu's alpha."""
+
+    name: str = "leaky_relu"
+    slope: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.name not in ("leaky_relu", "elu", "relu", "identity"):
+            raise ValueError(f"activation {self.name!r} is unknown; use leaky_relu, elu, relu or identity")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply in place; ``x`` must be a fresh tensor that nothing else reads."""
+        if self.name == "leaky_relu":
+            return F.leaky_relu(x, self.slope, inplace=True)
+        if self.name == "elu":
+            return F.elu(x, self.slope, inplace=True)
+        return F.relu_(x) if self.name == "relu" else x
+
+    @property
+    def gain(self) -> float:
+        """Gain for variance-preserving initialisation (He et al. 2015)."""
+        if self.name == "identity":
+            return 1.0
+        return nn.init.calculate_gain("leaky_relu", self.slope if self.name == "leaky_relu" else 0.0)
+
+
+class _NormAct:
+    """Mixin: adds the activation and the residual addition to a normalisation layer.
+
+    The activation may be replaced after construction (``layer.act = Activation("identity")``), which is how the last
+    normalisation of a residual branch gets none.
+    """
+
+    act: Activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``x``: (N, C, ...) float; ``residual``: same shape, added before the activation."""
+        y = super().forward(x) if x.numel() else x * 1.0  # * 1: the activation works in place
+        return self.act(y if residual is None else y + residual)
+
+
+class BatchNormAct(_NormAct, nn.BatchNorm2d):
+    """Batch normalisation over all axes but the second; also takes (N, C) features of fully connected layers.
+
+    A batch with a single value per channel has no variance: its running statistics are used instead.
+    """
+
+    def __init__(self, channels: int, act: Activation) -> None:
+        super().__init__(channels)
+        self.act = act
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return self.act(y if residual is None else y + residual)
+        return super().forward(x, residual)
+
+
+class SyncBatchNormAct(BatchNormAct):
+    """Batch normalisation with the statistics of the joint batch of all processes, on GPU (nccl) and CPU (gloo).
+
+    Every pixel of every process weighs the same, whatever the sizes of the local batches (an empty one included), and
+    the running variance is the unbiased one of the joint batch.
+    """
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if not self.training or comm.get_world_size() == 1:
+            return super().forward(x, residual)
+        values = x.float()
+        axes = [d for d in range(x.dim()) if d != 1]
+        count = values.new_full((1,), x.numel() // x.shape[1])
+        sums = differentiable_all_reduce(torch.cat([values.sum(axes), (values * values).sum(axes), count]))
+        n = sums[-1].detach().clamp(min=1)
+        mean, mean_square = sums[: x.shape[1]] / n, sums[x.shape[1] : -1] / n
+        var = (mean_square - mean * mean).clamp(min=0)
+        with torch.no_grad():
+            # No update when no process has any value.
+            momentum = self.momentum * sums[-1].clamp(max=1)
+            self.running_mean += momentum * (mean - self.running_mean)
+            self.running_var += momentum * (var * n / (n - 1).clamp(min=1) - self.running_var)
+            self.num_batches_tracked += 1
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        scale = self.weight * (var + self.eps).rsqrt()
+        y = (values * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
+        return self.act(y if residual is None else y + residual)
+
+
+class AffineAct(_NormAct, nn.BatchNorm2d):
+    """Trainable scale and shift on fixed statistics: batch normalisation that always uses its running statistics."""
+
+    def __init__(self, channels: int, act: Activation) -> None:
+        super().__init__(channels)
+        self.act = act
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        y = x * scale.to(x.dtype).view(shape) + shift.to(x.dtype).view(shape)
+        return self.act(y if residual is None else y + residual)
+
+
+class FrozenBatchNormAct(_NormAct, FrozenBatchNorm2d):
+    """Fixed scale, shift and statistics (Detectron2's FrozenBN)."""
+
+    def __init__(self, channels: int, act: Activation) -> None:
+        super().__init__(channels)
+        self.act = act
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.dim() == 2:  # features of a fully connected layer
+            return self.forward(x[:, :, None, None], residual).flatten(1)
+        return super().forward(x, residual)
+
+
+class GroupNormAct(_NormAct, nn.GroupNorm):
+    """Group normalisation; also of (N, C) features."""
+
+    def __init__(self, channels: int, act: Activation, groups: int) -> None:
+        super().__init__(groups, channels)
+        self.act = act
+
+
+def make_norm_act(norm: str, channels: int, act: Activation, gn_groups: int = 16) -> nn.Module:
+    """Build the layer that a NORM key names.
+
+    Args:
+        norm: one of ``NORMS``.
+        channels: C.
+        act: activation after the normalisation.
+        gn_groups: groups of "GN"; must divide ``channels``.
+
+    Raises:
+        ValueError: unknown name, or channels that the groups do not divide.
+    """
+    if norm == "GN":
+        if channels % gn_groups:
+            raise ValueError(
+                f"group normalisation with MODEL.SEAMLESS.GN_GROUPS={gn_groups} needs channels divisible by it, "
+                f"not {channels}"
+            )
+        return GroupNormAct(channels, act, gn_groups)
+    classes = {"BN": BatchNormAct, "SyncBN": SyncBatchNormAct, "FrozenBN": FrozenBatchNormAct, "Affine": AffineAct}
+    if norm not in classes:
+        raise ValueError(f"normalisation {norm!r} is unknown; use one of {', '.join(NORMS)}")
+    return classes[norm](channels, act)
+
+
+NormFactory = Callable[[int], nn.Module]
+
+
+def norm_act_from_config(cfg: CfgNode, norm: str) -> NormFactory:
+    """Factory ``channels -> layer`` with the activation of ``cfg``, in the form that Detectron2's ``get_norm`` takes."""
+    act = Activation(cfg.MODEL.SEAMLESS.ACTIVATION, cfg.MODEL.SEAMLESS.ACTIVATION_SLOPE)
+
+    def factory(channels: int) -> nn.Module:
+        return make_norm_act(norm, channels, act, cfg.MODEL.SEAMLESS.GN_GROUPS)
+
+    return factory
+
+
+def init_xavier(layer: nn.Module, gain: float = 1.0) -> None:
+    """Xavier-normal weights with ``gain`` (the original's initialisation) and a zero bias."""
+    nn.init.xavier_normal_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

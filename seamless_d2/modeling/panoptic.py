@@ -1,0 +1,153 @@
+"""The complete model."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch import PanopticFPN
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor
+
+from ..data.metadata import register_classes
+from .fusion import SegmentInfo, fuse_panoptic, resize_panoptic
+from .ground_truth import ensure_segment_masks
+
+OUTPUTS = ("instances", "sem_seg", "panoptic_seg")
+Size = tuple[int, int]
+
+
+@META_ARCH_REGISTRY.register()
+class SeamlessPanoptic(PanopticFPN):
+    """Seamless Scene Segmentation (Porzi et al., CVPR 2019): one trunk, a semantic and an instance head, fusion.
+
+    Takes and returns the dicts of Detectron2's ``PanopticFPN``.
+    """
+
+    @configurable
+    def __init__(self, *, num_stuff: int, fuse_at: str, outputs: list[str], **kwargs) -> None:
+        """
+        Args:
+            num_stuff: number of stuff classes S; semantic labels from S on are things.
+            fuse_at: "input" (the network's resolution) or "output" (the requested size).
+            outputs: which of ``OUTPUTS`` inference computes and returns.
+
+        Raises:
+            ValueError: an unknown ``fuse_at`` or output, or fewer semantic than thing classes.
+        """
+        super().__init__(**kwargs)
+        if fuse_at not in ("input", "output"):
+            raise ValueError(f'MODEL.SEAMLESS.FUSE_AT is {fuse_at!r}; use "input" or "output"')
+        if not outputs or set(outputs) - set(OUTPUTS):
+            raise ValueError(f"MODEL.SEAMLESS.OUTPUTS is {outputs}; list one or more of {', '.join(OUTPUTS)}")
+        if num_stuff < 0:
+            raise ValueError(
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES counts stuff and thing classes; it cannot be smaller than "
+                "MODEL.ROI_HEADS.NUM_CLASSES, which counts things"
+            )
+        self.num_stuff = num_stuff
+        self.fuse_at = fuse_at
+        self.outputs = tuple(outputs)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        register_classes(cfg)
+        return {
+            **super().from_config(cfg),
+            "num_stuff": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "fuse_at": cfg.MODEL.SEAMLESS.FUSE_AT,
+            "outputs": cfg.MODEL.SEAMLESS.OUTPUTS,
+        }
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: one dict per image:
+
+                * "image": (3, H, W) tensor, 0..255, channels in the order of ``INPUT.FORMAT``.
+                * "height", "width": inference only; size of the outputs, default the image's.
+                * "instances": training only; ``Instances`` with gt_boxes, gt_classes (0..T-1) and gt_masks
+                  (``SegmentMasks`` as our mapper makes them, or ``BitMasks``, ``PolygonMasks``).
+                * "sem_seg": training only; (H, W) int64, stuff 0..S-1, things S..C-1, or the ignore value.
+
+        Returns:
+            Training: the six losses loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_mask, loss_sem_seg.
+            Inference: one dict per image with those of the following keys that ``OUTPUTS`` lists:
+
+                * "instances": ``Instances`` at the output size with pred_boxes, scores, pred_classes, pred_masks.
+                * "sem_seg": (C, height, width) float scores.
+                * "panoptic_seg": ((height, width) int32 map, segments_info), see ``fuse_panoptic``.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        ignore = self.sem_seg_head.ignore_value
+        instances = [
+            ensure_segment_masks(x["instances"], x["sem_seg"], ignore).to(self.device) for x in batched_inputs
+        ]
+        targets = ImageList.from_tensors([x["sem_seg"].to(self.device) for x in batched_inputs], 0, ignore).tensor
+        proposals, losses = self.proposal_generator(images, features, instances)
+        losses.update(self.roi_heads(images, features, proposals, instances)[1])
+        losses.update(self.sem_seg_head(features, targets, images.image_sizes)[1])
+        return losses
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict], do_postprocess: bool = True) -> list[dict] | tuple:
+        """See ``forward``; without ``do_postprocess`` raw detections and (N, C, h, w) logits at 1/4 of the size."""
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        fuse = "panoptic_seg" in self.outputs
+        logits, detections = None, [None] * len(images)
+        if fuse or "sem_seg" in self.outputs or not do_postprocess:
+            logits = self.sem_seg_head.layers(features)
+        if fuse or "instances" in self.outputs or not do_postprocess:
+            proposals, _ = self.proposal_generator(images, features, None)
+            detections, _ = self.roi_heads(images, features, proposals, None)
+        if not do_postprocess:
+            return detections, logits
+        padded_size = tuple(images.tensor.shape[-2:])
+        results = []
+        for i, (x, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
+            image_logits = None if logits is None else logits[i : i + 1]
+            results.append(self._postprocess_image(image_logits, detections[i], padded_size, image_size, size))
+        return results
+
+    def _postprocess_image(
+        self, logits: Tensor | None, detections: Instances | None, padded_size: Size, image_size: Size, size: Size
+    ) -> dict:
+        result = {}
+        scores = None
+        if logits is not None:
+            scores = F.interpolate(logits.float(), size=padded_size, mode="bilinear", align_corners=False)
+            scores = scores[:, :, : image_size[0], : image_size[1]]
+        if "panoptic_seg" in self.outputs and self.fuse_at == "input":
+            panoptic = self._fuse(scores[0], detections, detections.pred_boxes.tensor)
+            result["panoptic_seg"] = resize_panoptic(*panoptic, *size)
+        if scores is not None and ("sem_seg" in self.outputs or self.fuse_at == "output") and size != image_size:
+            scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+        if "panoptic_seg" in self.outputs and self.fuse_at == "output":
+            scale = detections.pred_boxes.tensor.new_tensor([size[1] / image_size[1], size[0] / image_size[0]])
+            result["panoptic_seg"] = self._fuse(scores[0], detections, detections.pred_boxes.tensor * scale.repeat(2))
+        if "sem_seg" in self.outputs:
+            result["sem_seg"] = scores[0]
+        if "instances" in self.outputs:
+            fields = {k: v for k, v in detections.get_fields().items() if k != "mask_logits"}
+            # detector_postprocess scales the boxes in place.
+            fields["pred_boxes"] = Boxes(detections.pred_boxes.tensor.clone())
+            result["instances"] = detector_postprocess(Instances(detections.image_size, **fields), *size)
+        return result
+
+    def _fuse(self, scores: Tensor, detections: Instances, boxes: Tensor) -> tuple[Tensor, list[SegmentInfo]]:
+        return fuse_panoptic(
+            scores.argmax(dim=0),
+            boxes,
+            detections.pred_classes,
+            detections.scores,
+            detections.mask_logits,
+            num_stuff=self.num_stuff,
+            score_thresh=self.combine_instances_score_thresh,
+            overlap_thresh=self.combine_overlap_thresh,
+            stuff_area_thresh=self.combine_stuff_area_thresh,
+        )

@@ -1,0 +1,366 @@
+"""Instance head: box and mask branches on exactly placed ROI features, void-aware mask loss (paper, section 4.3)."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, cat
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detectron2.modeling.roi_heads import BaseMaskRCNNHead, FastRCNNOutputLayers, StandardROIHeads, build_box_head
+from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from .ground_truth import SegmentMasks
+from .nms import batched_nms
+from .norm import NormFactory, init_xavier, norm_act_from_config
+
+Size = tuple[int, int]
+
+
+class SeamlessROIPooler(ROIPooler):
+    """ROIAlign whose scale is the true ratio of map and image along each axis, not 1 / stride.
+
+    Maps of images that are no multiple of the stride are slightly larger than image / stride; the nominal stride would
+    misplace the samples by up to a feature pixel. Sample points follow the original: corner p -> (p - 0.5) * ratio.
+    """
+
+    def __init__(
+        self,
+        output_size: int,
+        strides: list[int],
+        sampling_ratio: int,
+        canonical_box_size: int = 224,
+        canonical_level: int = 4,
+    ) -> None:
+        scales = [1 / s for s in strides]
+        super().__init__(output_size, scales, sampling_ratio, "ROIAlignV2", canonical_box_size, canonical_level)
+        self.strides = strides
+        self.sampling_ratio = sampling_ratio
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes], padded_size: Size | None = None) -> Tensor:
+        """
+        Args:
+            x: one (N, C, h, w) map per level.
+            box_lists: N lists of boxes in pixels of the padded batch.
+            padded_size: (height, width) of the padded batch; default: nominal stride times the finest map's size.
+
+        Returns:
+            (M, C, output, output) features of all M boxes, in the order of the lists.
+        """
+        if padded_size is None:
+            padded_size = (x[0].shape[-2] * self.strides[0], x[0].shape[-1] * self.strides[0])
+        rois = convert_boxes_to_pooler_format(box_lists).to(x[0].dtype if x[0].dtype == torch.float64 else torch.float32)
+        levels = assign_boxes_to_levels(
+            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+        )
+        output = x[0].new_zeros((len(rois), x[0].shape[1], *self.output_size))
+        for level, features in enumerate(x):
+            index = (levels == level).nonzero()[:, 0]
+            ratio_y, ratio_x = features.shape[-2] / padded_size[0], features.shape[-1] / padded_size[1]
+            ratio = rois.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
+            # aligned=True subtracts half a feature pixel again.
+            boxes = torch.cat([rois[index, :1], (rois[index, 1:] - 0.5) * ratio + 0.5], dim=1)
+            pooled = roi_align(features, boxes.to(features.dtype), self.output_size, 1.0, self.sampling_ratio, True)
+            output = output.index_put((index,), pooled)
+        return output
+
+
+class _NormLinear(nn.Linear):
+    """Fully connected layer without bias, followed by norm + activation."""
+
+    def __init__(self, in_features: int, out_features: int, norm: nn.Module) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.norm = norm
+        init_xavier(self, norm.act.gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class SeamlessBoxHead(nn.Sequential):
+    """Flattened ROI features -> fully connected layers with norm + activation.
+
+    The paper averages 14x14 ROI features to 7x7; a 7x7 ROIAlign with 2x2 samples per cell gives the same numbers.
+    """
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, fc_dims: list[int], norm: NormFactory) -> None:
+        super().__init__(nn.Flatten())
+        in_features = input_shape.channels * input_shape.height * input_shape.width
+        for i, fc_dim in enumerate(fc_dims):
+            self.add_module(f"fc{i + 1}", _NormLinear(in_features, fc_dim, norm(fc_dim)))
+            in_features = fc_dim
+        self.output_shape = ShapeSpec(channels=in_features)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        head = cfg.MODEL.ROI_BOX_HEAD
+        return {
+            "input_shape": input_shape,
+            "fc_dims": [head.FC_DIM] * head.NUM_FC,
+            "norm": norm_act_from_config(cfg, head.NORM),
+        }
+
+
+class SeamlessBoxPredictor(FastRCNNOutputLayers):
+    """Detectron2's box predictor with the original's selection of detections."""
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, original_conventions: bool, **kwargs) -> None:
+        super().__init__(input_shape, **kwargs)
+        self.original_conventions = original_conventions
+        init_xavier(self.cls_score, 0.01)
+        init_xavier(self.bbox_pred, 0.001)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        ret = super().from_config(cfg, input_shape)
+        ret["original_conventions"] = cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS
+        ret["loss_weight"]["loss_cls"] = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT
+        return ret
+
+    def inference(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """As Detectron2's: instances with ``pred_boxes``, ``scores``, ``pred_classes``, and the rows they came from."""
+        boxes = self.predict_boxes(predictions, proposals)
+        scores = self.predict_probs(predictions, proposals)
+        results = [
+            self._select(b, s, p.image_size) for b, s, p in zip(boxes, scores, proposals, strict=True)
+        ]
+        return [r for r, _ in results], [i for _, i in results]
+
+    def _select(self, boxes: Tensor, scores: Tensor, image_size: Size) -> tuple[Instances, Tensor]:
+        """Score threshold, empty boxes out, NMS per class, the best ``test_topk_per_image``."""
+        scores = scores[:, :-1]
+        clipped = Boxes(boxes.reshape(-1, 4).float())
+        clipped.clip(image_size)
+        boxes = clipped.tensor.view(len(scores), -1, 4).expand(-1, scores.shape[1], -1)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        # Comparisons with NaN are false, so that undefined boxes and scores drop out here too.
+        rows, classes = ((scores > self.test_score_thresh) & (sides > 0).all(dim=2)).nonzero(as_tuple=True)
+        boxes, scores = boxes[rows, classes], scores[rows, classes].float()
+        kept = batched_nms(boxes, scores, classes, self.test_nms_thresh, self.original_conventions)
+        truncated = 0 <= self.test_topk_per_image < len(kept)
+        if truncated:
+            kept = kept[: self.test_topk_per_image]
+        elif self.original_conventions:
+            kept = kept[classes[kept].argsort(stable=True)]
+        result = Instances(image_size)
+        result.pred_boxes = Boxes(boxes[kept])
+        result.scores = scores[kept]
+        result.pred_classes = classes[kept]
+        return result, rows[kept]
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class SeamlessMaskHead(BaseMaskRCNNHead):
+    """Convolutions and a 2x up-sampling one with norm + activation, then one mask per class."""
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_classes: int,
+        conv_dims: list[int],
+        norm: NormFactory,
+        void_is_background: bool = False,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.void_is_background = void_is_background
+        channels = input_shape.channels
+        self.convs = nn.Sequential()
+        for i, conv_dim in enumerate(conv_dims[:-1]):
+            conv = Conv2d(channels, conv_dim, 3, padding=1, bias=False, norm=norm(conv_dim))
+            init_xavier(conv, conv.norm.act.gain)
+            self.convs.add_module(f"mask_fcn{i + 1}", conv)
+            channels = conv_dim
+        self.deconv = nn.ConvTranspose2d(channels, conv_dims[-1], 2, stride=2, bias=False)
+        self.deconv_norm = norm(conv_dims[-1])
+        init_xavier(self.deconv, self.deconv_norm.act.gain)
+        self.predictor = Conv2d(conv_dims[-1], num_classes, 1)
+        init_xavier(self.predictor, 0.01)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        head = cfg.MODEL.ROI_MASK_HEAD
+        return {
+            **super().from_config(cfg, input_shape),
+            "input_shape": input_shape,
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "conv_dims": [head.CONV_DIM] * (head.NUM_CONV + 1),
+            "norm": norm_act_from_config(cfg, head.NORM),
+            "void_is_background": head.VOID_IS_BACKGROUND,
+            "loss_weight": head.LOSS_WEIGHT,
+        }
+
+    def layers(self, x: Tensor) -> Tensor:
+        """(M, C, 14, 14) -> (M, T, 28, 28) logits of all classes."""
+        return self.predictor(self._embed(x))
+
+    def _embed(self, x: Tensor) -> Tensor:
+        return self.deconv_norm(self.deconv(self.convs(x)))
+
+    def _class_logits(self, x: Tensor, classes: Tensor) -> Tensor:
+        """(M, 28, 28) logits of one class per ROI; the other classes' masks are never computed."""
+        embedding = self._embed(x)
+        weight, bias = self.predictor.weight[classes, :, 0, 0], self.predictor.bias[classes]
+        logits = torch.bmm(weight[:, None].to(embedding.dtype), embedding.flatten(2)) + bias[:, None, None]
+        return logits.view(len(x), *embedding.shape[-2:]).float()
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
+        """Training: {"loss_mask": scalar}. Inference: the instances with ``pred_masks`` (N, 1, 28, 28)
+        probabilities and ``mask_logits`` (N, 28, 28)."""
+        if self.training:
+            return {"loss_mask": self.losses(x, instances) * self.loss_weight}
+        logits = self._class_logits(x, cat([i.pred_classes for i in instances]))
+        for i, image_logits in zip(instances, logits.split([len(i) for i in instances]), strict=True):
+            i.mask_logits = image_logits
+            i.pred_masks = image_logits[:, None].sigmoid()
+        return instances
+
+    def losses(self, x: Tensor, instances: list[Instances]) -> Tensor:
+        """Mean binary cross entropy over the cells that are not void."""
+        instances = [i for i in instances if len(i)]
+        if not instances:
+            return x.sum() * 0.0 + sum(p.sum() * 0.0 for p in self.parameters())
+        logits = self._class_logits(x, cat([i.gt_classes for i in instances]))
+        crops = [i.gt_masks.crop(i.proposal_boxes.tensor, logits.shape[-1]) for i in instances]
+        target, void = cat([t for t, _ in crops]).float(), cat([v for _, v in crops])
+        weight = torch.ones_like(target) if self.void_is_background else (~void).float()
+        wrong = (((logits > 0) != (target > 0.5)) * weight).sum() / weight.sum().clamp(min=1)
+        get_event_storage().put_scalar("mask_rcnn/accuracy", 1 - wrong.item())
+        loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
+        return loss / weight.sum().clamp(min=1)
+
+
+@ROI_HEADS_REGISTRY.register()
+class SeamlessROIHeads(StandardROIHeads):
+    """Detectron2's ROI heads with exact placement of the ROIs and crowd-aware sampling."""
+
+    @configurable
+    def __init__(self, *, crowd_thresh: float, **kwargs) -> None:
+        """
+        Args:
+            crowd_thresh: share of a proposal inside crowd regions from which it is dropped, in 0..1.
+        """
+        super().__init__(**kwargs)
+        self.crowd_thresh = crowd_thresh
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        return {**super().from_config(cfg, input_shape), "crowd_thresh": cfg.MODEL.ROI_HEADS.CROWD_THRESH}
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        head, in_features = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS.IN_FEATURES
+        size, channels = head.POOLER_RESOLUTION, input_shape[in_features[0]].channels
+        box_head = build_box_head(cfg, ShapeSpec(channels=channels, height=size, width=size))
+        return {
+            "box_in_features": in_features,
+            "box_pooler": cls._make_pooler(cfg, input_shape, size, head.POOLER_SAMPLING_RATIO),
+            "box_head": box_head,
+            "box_predictor": SeamlessBoxPredictor(cfg, box_head.output_shape),
+        }
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        ret = super()._init_mask_head(cfg, input_shape)
+        if ret:
+            head = cfg.MODEL.ROI_MASK_HEAD
+            ret["mask_pooler"] = cls._make_pooler(
+                cfg, input_shape, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO
+            )
+        return ret
+
+    @staticmethod
+    def _make_pooler(
+        cfg: CfgNode, input_shape: dict[str, ShapeSpec], size: int, sampling_ratio: int
+    ) -> SeamlessROIPooler:
+        heads = cfg.MODEL.ROI_HEADS
+        strides = [input_shape[f].stride for f in heads.IN_FEATURES]
+        return SeamlessROIPooler(size, strides, sampling_ratio, heads.CANONICAL_BOX_SIZE, heads.CANONICAL_LEVEL)
+
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """As Detectron2's; proposals in crowd regions are dropped, images without instances give no samples.
+
+        The true boxes come first, as in the original.
+        """
+        sampled, num_fg, num_bg = [], 0, 0
+        for image_proposals, image_targets in zip(proposals, targets, strict=True):
+            result = Instances(image_targets.image_size)
+            gt_boxes = image_targets.gt_boxes
+            boxes = image_proposals.proposal_boxes
+            if self.proposal_append_gt:
+                boxes = Boxes.cat([gt_boxes, boxes])
+            if len(image_targets) == 0:
+                boxes = boxes[:0]
+            elif image_targets.has("gt_masks"):
+                boxes = boxes[image_targets.gt_masks.crowd_overlap(boxes.tensor) < self.crowd_thresh]
+            matched, labels = self.proposal_matcher(pairwise_iou(gt_boxes, boxes))
+            index, classes = self._sample_proposals(matched, labels, image_targets.gt_classes)
+            result.proposal_boxes, result.gt_classes = boxes[index], classes
+            for name, value in image_targets.get_fields().items():
+                if name.startswith("gt_") and not result.has(name):
+                    result.set(name, value[matched[index]])
+            background = int((classes == self.num_classes).sum())
+            num_bg, num_fg = num_bg + background, num_fg + len(classes) - background
+            sampled.append(result)
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", num_fg / len(targets))
+        storage.put_scalar("roi_head/num_bg_samples", num_bg / len(targets))
+        return sampled
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """See Detectron2's ``ROIHeads.forward``."""
+        padded_size = tuple(images.tensor.shape[-2:])
+        if self.training:
+            proposals = self.label_and_sample_proposals(proposals, targets)
+            losses = self._forward_box(features, proposals, padded_size)
+            losses.update(self._forward_mask(features, proposals, padded_size))
+            return proposals, losses
+        instances = self._forward_box(features, proposals, padded_size)
+        return self.forward_with_given_boxes(features, instances, padded_size), {}
+
+    def forward_with_given_boxes(
+        self, features: dict[str, Tensor], instances: list[Instances], padded_size: Size | None = None
+    ) -> list[Instances]:
+        """See Detectron2's; ``padded_size`` is needed for sizes that are no multiple of the stride."""
+        return self._forward_mask(features, instances, padded_size)
+
+    def _forward_box(
+        self, features: dict[str, Tensor], proposals: list[Instances], padded_size: Size | None = None
+    ) -> dict[str, Tensor] | list[Instances]:
+        pooled = self.box_pooler(
+            [features[f] for f in self.box_in_features], [p.proposal_boxes for p in proposals], padded_size
+        )
+        scores, deltas = self.box_predictor(self.box_head(pooled))
+        if self.training:
+            return self.box_predictor.losses((scores.float(), deltas.float()), proposals)
+        return self.box_predictor.inference((scores.float(), deltas.float()), proposals)[0]
+
+    def _forward_mask(
+        self, features: dict[str, Tensor], instances: list[Instances], padded_size: Size | None = None
+    ) -> dict[str, Tensor] | list[Instances]:
+        if not self.mask_on:
+            return {} if self.training else instances
+        if self.training:
+            instances, _ = select_foreground_proposals(instances, self.num_classes)
+        boxes = [i.proposal_boxes if self.training else i.pred_boxes for i in instances]
+        pooled = self.mask_pooler([features[f] for f in self.mask_in_features], boxes, padded_size)
+        return self.mask_head(pooled, instances)

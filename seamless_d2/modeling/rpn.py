@@ -1,0 +1,169 @@
+"""Region proposals: one selection and one NMS over all pyramid levels together, crowd-aware anchor labels."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, cat
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.box_regression import _dense_box_regression_loss
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from .nms import batched_nms
+from .norm import NormFactory, init_xavier, norm_act_from_config
+
+
+@RPN_HEAD_REGISTRY.register()
+class SeamlessRPNHead(StandardRPNHead):
+    """Detectron2's RPN head with norm + activation after the shared 3x3 convolution."""
+
+    @configurable
+    def __init__(self, *, norm: NormFactory, in_channels: int, conv_dims: list[int], **kwargs) -> None:
+        if len(conv_dims) != 1:
+            raise ValueError(f"MODEL.RPN.CONV_DIMS must name one convolution, not {conv_dims}")
+        super().__init__(in_channels=in_channels, conv_dims=conv_dims, **kwargs)
+        channels = self.conv.out_channels
+        self.conv = Conv2d(in_channels, channels, 3, padding=1, bias=False, norm=norm(channels))
+        init_xavier(self.conv, self.conv.norm.act.gain)
+        init_xavier(self.objectness_logits, 0.01)
+        init_xavier(self.anchor_deltas, 0.01)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
+        return {**super().from_config(cfg, input_shape), "norm": norm_act_from_config(cfg, cfg.MODEL.RPN.NORM)}
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class SeamlessRPN(RPN):
+    """Detectron2's RPN with the original's selection of proposals, labels of anchors and normalisation of losses."""
+
+    @configurable
+    def __init__(self, *, crowd_thresh: float, original_conventions: bool, **kwargs) -> None:
+        """
+        Args:
+            crowd_thresh: share of an anchor inside crowd regions from which it is ignored, in 0..1.
+            original_conventions: NMS at IoU >= threshold, zero-area proposals kept.
+        """
+        super().__init__(**kwargs)
+        self.crowd_thresh = crowd_thresh
+        self.original_conventions = original_conventions
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        return {
+            **super().from_config(cfg, input_shape),
+            "crowd_thresh": cfg.MODEL.RPN.CROWD_THRESH,
+            "original_conventions": cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS,
+        }
+
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As Detectron2's; anchors that leave the image or lie in crowd regions are ignored.
+
+        A box that no anchor reaches with the positive threshold gets its best anchor alone.
+        """
+        anchors = Boxes.cat(anchors)
+        labels, matched_boxes = [], []
+        for targets in gt_instances:
+            label, matched = self._label_anchors(anchors, targets)
+            labels.append(self._subsample_labels(label))
+            matched_boxes.append(matched)
+        return labels, matched_boxes
+
+    def _label_anchors(self, anchors: Boxes, targets: Instances) -> tuple[Tensor, Tensor]:
+        """(R,) int8 labels -1, 0, 1 before sub-sampling, and the (R, 4) boxes matched to each anchor."""
+        height, width = targets.image_size
+        a = anchors.tensor
+        valid = (a[:, 0] >= 0) & (a[:, 1] >= 0) & (a[:, 2] <= width) & (a[:, 3] <= height)
+        if targets.has("gt_masks"):
+            valid &= targets.gt_masks.crowd_overlap(a) < self.crowd_thresh
+        label = torch.full((len(a),), -1, dtype=torch.int8, device=a.device)
+        matched_boxes = torch.zeros_like(a)
+        inside = valid.nonzero()[:, 0]
+        low, high = self.anchor_matcher.thresholds[1:3]
+        if len(targets) == 0:
+            label[inside] = 0
+        elif len(inside):
+            iou = pairwise_iou(targets.gt_boxes, anchors[inside])
+            best_iou, best_box = iou.max(dim=0)
+            inner = torch.full_like(best_box, -1, dtype=torch.int8)
+            inner[best_iou < low] = 0
+            inner[best_iou >= high] = 1
+            box_iou, best_anchor = iou.max(dim=1)
+            inner[best_anchor[box_iou > 0]] = 1
+            label[inside] = inner
+            matched_boxes[inside] = targets.gt_boxes.tensor[best_box]
+        return label, matched_boxes
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """As Detectron2's, but divided by the number of anchors that were sampled instead of a constant."""
+        labels = torch.stack(gt_labels)
+        positive, valid = labels == 1, labels >= 0
+        storage = get_event_storage()
+        storage.put_scalar("rpn/num_pos_anchors", positive.sum().item() / len(labels))
+        storage.put_scalar("rpn/num_neg_anchors", (labels == 0).sum().item() / len(labels))
+        localisation = _dense_box_regression_loss(
+            anchors,
+            self.box2box_transform,
+            pred_anchor_deltas,
+            gt_boxes,
+            positive,
+            box_reg_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        objectness = F.binary_cross_entropy_with_logits(
+            cat(pred_objectness_logits, dim=1)[valid].float(), labels[valid].float(), reduction="sum"
+        )
+        count = valid.sum().clamp(min=1)
+        losses = {"loss_rpn_cls": objectness / count, "loss_rpn_loc": localisation / count}
+        return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
+
+    @torch.no_grad()
+    def predict_proposals(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """Best anchors of all levels together, decoded, clipped, one joint NMS; by descending score."""
+        all_anchors = Boxes.cat(anchors).tensor
+        logits, deltas = cat(pred_objectness_logits, dim=1).float(), cat(pred_anchor_deltas, dim=1).float()
+        num_pre = min(self.pre_nms_topk[self.training], logits.shape[1])
+        proposals = []
+        for scores, image_deltas, image_size in zip(logits, deltas, image_sizes, strict=True):
+            scores, index = scores.topk(num_pre)
+            boxes = Boxes(self.box2box_transform.apply_deltas(image_deltas[index], all_anchors[index]))
+            finite = torch.isfinite(boxes.tensor).all(dim=1) & torch.isfinite(scores)
+            if not finite.all():
+                if self.training:
+                    raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+                boxes, scores = boxes[finite], scores[finite]
+            boxes.clip(image_size)
+            sides = boxes.tensor[:, 2:] - boxes.tensor[:, :2]
+            if self.min_box_size > 0:
+                keep = (sides >= self.min_box_size).all(dim=1)
+            elif self.original_conventions:
+                keep = torch.ones_like(scores, dtype=torch.bool)
+            else:
+                keep = (sides > 0).all(dim=1)
+            boxes, scores = boxes[keep], scores[keep]
+            kept = batched_nms(boxes.tensor, scores, None, self.nms_thresh, self.original_conventions)
+            kept = kept[: self.post_nms_topk[self.training]]
+            result = Instances(image_size)
+            result.proposal_boxes = boxes[kept]
+            result.objectness_logits = scores[kept]
+            proposals.append(result)
+        return proposals

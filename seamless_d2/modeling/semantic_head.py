@@ -1,0 +1,186 @@
+"""The semantic head of the paper (section 4.2, figure 3) and its hard-pixel loss (equation 1)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from .norm import NormFactory, init_xavier, norm_act_from_config
+
+
+def _sliding_mean_matrix(size: int, window: int, like: Tensor) -> Tensor:
+    """(size, size) float32 matrix of a stride-1 sliding mean along one axis, border values repeated."""
+    window = min(window, size)
+    # Output i averages the inputs start(i) .. start(i) + window - 1; the clamp is the replicated border.
+    start = (torch.arange(size, device=like.device) - (window - 1) // 2).clamp(0, size - window)
+    offset = torch.arange(size, device=like.device)[None, :] - start[:, None]
+    return ((offset >= 0) & (offset < window)).float() / window
+
+
+def sliding_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """Stride-1 average pooling that keeps the size: borders repeat the nearest complete window's mean.
+
+    Computed as one matrix product per axis, in float32 under autocast too: 64x64 windows cost neither 4,096 reads a
+    pixel nor the cancellation of an integral image.
+
+    Args:
+        x: (N, C, H, W) float.
+        window: height and width, cut to the map's size; an even window reaches one further down and right.
+
+    Returns:
+        (N, C, H, W), the dtype of ``x``.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        rows = _sliding_mean_matrix(x.shape[-2], window[0], x)
+        columns = _sliding_mean_matrix(x.shape[-1], window[1], x)
+        return (rows @ (x.float() @ columns.T)).to(x.dtype)
+
+
+def hard_pixel_loss(logits: Tensor, target: Tensor, ignore_value: int, fraction: float) -> Tensor:
+    """Cross entropy averaged over the hardest pixels of one image (paper, equation 1; Rota Bulo et al. 2017).
+
+    Args:
+        logits: (C, H, W) float.
+        target: (H, W) int64, 0..C-1 or ``ignore_value``; ignored pixels have loss 0 but count as pixels.
+        ignore_value: label without loss.
+        fraction: share of the pixels that are kept, in (0, 1]; rounded up to whole pixels.
+
+    Returns:
+        Scalar.
+    """
+    loss = F.cross_entropy(logits[None].float(), target[None], ignore_index=ignore_value, reduction="none").flatten()
+    if fraction < 1:
+        loss = loss.topk(math.ceil(loss.numel() * fraction), sorted=False).values
+    return loss.mean()
+
+
+class MiniDeepLab(nn.Module):
+    """One pyramid level of the semantic head: local, dilated and pooled context, concatenated and reduced."""
+
+    def __init__(
+        self, in_channels: int, channels: int, window: tuple[int, int], dilation: int, norm: NormFactory
+    ) -> None:
+        """
+        Args:
+            in_channels: channels of the pyramid level.
+            channels: channels of each of the three branches and of the output.
+            window: window of the pooled branch, (height, width).
+            dilation: dilation of the dilated branch.
+            norm: builds a norm + activation layer.
+        """
+        super().__init__()
+        self.window = window
+        self.local = Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.dilated = Conv2d(in_channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.pooled = Conv2d(in_channels, channels, 1, bias=False)
+        self.norm = norm(3 * channels)
+        self.reduce = Conv2d(3 * channels, channels, 1, bias=False, norm=norm(channels))
+        for conv in (self.local, self.dilated, self.pooled, self.reduce):
+            init_xavier(conv, self.norm.act.gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, channels, H, W)."""
+        # The 1x1 convolution and the mean commute; pooling after it handles fewer channels.
+        pooled = sliding_mean(self.pooled(x), self.window)
+        return self.reduce(self.norm(torch.cat([self.local(x), self.dilated(x), pooled], dim=1)))
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class SeamlessSemSegHead(nn.Module):
+    """A ``MiniDeepLab`` on each pyramid level, brought to the finest level's size and classified together.
+
+    Classes are stuff 0..S-1, then things S..C-1.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        in_features: list[str],
+        num_classes: int,
+        channels: int,
+        window: tuple[int, int],
+        dilation: int,
+        norm: NormFactory,
+        ignore_value: int = 255,
+        hard_pixel_fraction: float = 0.25,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.ignore_value = ignore_value
+        self.hard_pixel_fraction = hard_pixel_fraction
+        self.loss_weight = loss_weight
+        self.common_stride = input_shape[in_features[0]].stride
+        self.levels = nn.ModuleList(
+            MiniDeepLab(input_shape[f].channels, channels, window, dilation, norm) for f in in_features
+        )
+        self.predictor = Conv2d(len(in_features) * channels, num_classes, 1)
+        init_xavier(self.predictor, 0.1)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": input_shape,
+            "in_features": head.IN_FEATURES,
+            "num_classes": head.NUM_CLASSES,
+            "channels": head.CONVS_DIM,
+            "window": tuple(head.POOLING_SIZE),
+            "dilation": head.DILATION,
+            "norm": norm_act_from_config(cfg, head.NORM),
+            "ignore_value": head.IGNORE_VALUE,
+            "hard_pixel_fraction": head.HARD_PIXEL_FRACTION,
+            "loss_weight": head.LOSS_WEIGHT,
+        }
+
+    def layers(self, features: dict[str, Tensor]) -> Tensor:
+        """Pyramid -> (N, C, h, w) logits at the size of the finest level."""
+        size = features[self.in_features[0]].shape[-2:]
+        # Classifying each level before up-sampling equals classifying the concatenation, at a fraction of the memory.
+        weights = self.predictor.weight.chunk(len(self.levels), dim=1)
+        logits = F.conv2d(self.levels[0](features[self.in_features[0]]), weights[0], self.predictor.bias)
+        for name, level, weight in zip(self.in_features[1:], self.levels[1:], weights[1:], strict=True):
+            y = F.conv2d(level(features[name]), weight)
+            logits = logits + F.interpolate(y, size=size, mode="bilinear", align_corners=False)
+        return logits
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        targets: Tensor | None = None,
+        image_sizes: list[tuple[int, int]] | None = None,
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Detectron2's interface of a semantic head.
+
+        Args:
+            features: the pyramid.
+            targets: training only; (N, H, W) int64 labels of the padded batch.
+            image_sizes: training only; (height, width) of each image inside the padding, default the whole.
+
+        Returns:
+            Training: (None, {"loss_sem_seg": scalar}). Inference: ((N, C, H, W) logits, {}).
+        """
+        logits = self.layers(features)
+        if self.training:
+            return None, {"loss_sem_seg": self.loss_weight * self.losses(logits, targets, image_sizes)}
+        scale = float(self.common_stride)
+        return F.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False), {}
+
+    def losses(self, logits: Tensor, targets: Tensor, image_sizes: list[tuple[int, int]] | None) -> Tensor:
+        """Mean over images of the hard-pixel loss at the images' resolution."""
+        padded = targets.shape[-2:]
+        losses = []
+        for i, (h, w) in enumerate(image_sizes or [padded] * len(targets)):
+            scores = F.interpolate(logits[i : i + 1].float(), size=padded, mode="bilinear", align_corners=False)
+            losses.append(
+                hard_pixel_loss(
+                    scores[0, :, :h, :w], targets[i, :h, :w], self.ignore_value, self.hard_pixel_fraction
+                )
+            )
+        return torch.stack(losses).mean()

@@ -1,0 +1,65 @@
+"""Packaging of seamless_d2. Tool settings are in pyproject.toml; `make install` sets a whole environment up."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """The version in seamless_d2/__init__.py, read without importing the package (which needs Detectron2)."""
+    source = (ROOT / "seamless_d2" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r"^__version__\s*=\s*[\"']([^\"']+)[\"']", source, re.MULTILINE)
+    if match is None:
+        raise RuntimeError("seamless_d2/__init__.py has no line __version__ = '…'")
+    return match.group(1)
+
+
+def read_readme() -> str:
+    """README.md, or nothing where a source tree comes without it."""
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
+
+
+setup(
+    name="seamless_d2",
+    version=read_version(),
+    description="Seamless Scene Segmentation (CVPR 2019) as a Detectron2 extension: panoptic segmentation",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # configs/ stays at the top level of the repository and is installed as the package data of seamless_d2.configs.
+    packages=[*find_packages(include=["seamless_d2", "seamless_d2.*"]), "seamless_d2.configs"],
+    package_dir={"seamless_d2.configs": "configs"},
+    package_data={"seamless_d2.configs": ["**/*.yaml"]},
+    # detectron2 and panopticapi are missing here on purpose: no package index has them under these names.
+    # tools/setup_env.py installs both without their dependencies, so the list below covers those too.
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.26",
+        "opencv-python>=4.8",
+        "pillow>=10.0",
+        "pycocotools>=2.0.7",
+        "fvcore>=0.1.5",
+        "iopath>=0.1.9",
+        "yacs>=0.1.8",
+        "cloudpickle>=2.0",
+        "omegaconf>=2.1,<2.4",
+        "hydra-core>=1.1",
+        "tabulate>=0.9",
+        "termcolor>=1.1",
+        "tqdm>=4.60",
+        "matplotlib>=3.7",
+        "tensorboard>=2.12",
+        "packaging>=21.0",
+    ],
+    extras_require={
+        "dev": ["pytest>=7.4", "ruff>=0.9", "build>=1.0", "setuptools>=70.1"],
+        "fast": ["hotcoco>=1.3"],
+    },
+    zip_safe=False,
+)
