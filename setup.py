@@ -56,6 +56,7 @@ setup(
         "matplotlib>=3.7",
         "tensorboard>=2.12",
         "packaging>=21.0",
+        "msgpack>=1.0",
     ],
     extras_require={
         "dev": ["pytest>=7.4", "ruff>=0.9", "build>=1.0", "setuptools>=70.1"],

@@ -19,5 +19,13 @@ except ModuleNotFoundError as error:
 from . import modeling  # noqa: F401  (registers the components)
 from .config import add_seamless_config, get_config
 from .data.register import register_panoptic
+from .prediction import PanopticResult, Predictor
 
-__all__ = ["add_seamless_config", "get_config", "register_panoptic", "__version__"]
+__all__ = [
+    "PanopticResult",
+    "Predictor",
+    "__version__",
+    "add_seamless_config",
+    "get_config",
+    "register_panoptic",
+]

@@ -113,6 +113,19 @@ def config_file(name: str) -> Path:
     raise UserError(f"there is no config {name!r}; the shipped ones are: {', '.join(known)}")
 
 
+def resolve_config(file: str | Path) -> Path:
+    """``file`` itself where it exists, else the shipped config of that name.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if Path(file).is_file():
+        return Path(file)
+    if Path(file).is_absolute():
+        raise UserError(f"config file {file} does not exist; give the path of a yaml file")
+    return config_file(Path(file).as_posix().removeprefix("configs/"))
+
+
 def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode:
     """Detectron2's defaults, ours, then the yaml ``file``, then ``KEY VALUE`` overrides.
 
@@ -123,12 +136,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode
     """
     cfg = get_cfg()
     add_seamless_config(cfg)
-    path = Path(file) if Path(file).is_file() else None
-    if path is None:
-        name = Path(file).as_posix().removeprefix("./").removeprefix("configs/")
-        if Path(file).is_absolute():
-            raise UserError(f"config file {file} does not exist; give the path of a yaml file")
-        path = config_file(name)
+    path = resolve_config(file)
     try:
         cfg.merge_from_file(str(path), allow_unsafe=False)
         cfg.merge_from_list(overrides or [])

@@ -105,7 +105,7 @@ class SeamlessCheckpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        wanted = set(self.model.state_dict())
+        wanted = {k for k in self.model.state_dict() if not k.endswith("num_batches_tracked")}
         incompatible = super()._load_model(checkpoint)
         missing = {k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")}
         shapes = [entry[0] for entry in incompatible.incorrect_shapes]

@@ -1,7 +1,6 @@
 """Models of the original seamseg: snapshot -> checkpoint + yaml, and back."""
 
 import io
-import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +52,15 @@ def read_metadata(data: bytes, source: str) -> dict[str, Any]:
         meta = content["meta"]
         missing = {"num_stuff", "num_thing", "categories", "palette", "original_ids"} - set(meta)
         if missing:
-            raise UserError(f"{source}: its meta part has no {', '.join(sorted(missing))}; it is not seamseg's metadata.bin")
+            raise UserError(
+                f"{source}: its meta part has no {', '.join(sorted(missing))}; it is not seamseg's metadata.bin"
+            )
     except UserError:
         raise
     except Exception:  # msgpack raises half a dozen classes for bytes that are something else
-        raise UserError(f"{source} is not seamseg's metadata.bin; give the file that lies beside the data or model") from None
+        raise UserError(
+            f"{source} is not seamseg's metadata.bin; give the file that lies beside the data or model"
+        ) from None
     return meta
 
 
@@ -115,7 +118,9 @@ def read_snapshot(path: str | Path, config: str | Path | None = None, metadata: 
         raise UserError(f"{path} has no state_dict; it is not a seamseg snapshot")
     missing = [m for m in MODULES if not state_dict.get(m)]
     if missing:
-        raise UserError(f"{path} has no {', '.join(missing)}; only complete panoptic models of seamseg can be converted")
+        raise UserError(
+            f"{path} has no {', '.join(missing)}; only complete panoptic models of seamseg can be converted"
+        )
     state = {f"{m}.{k}": v for m in MODULES for k, v in state_dict[m].items()}
     for name in ("sem_head.conv_sem.weight", "roi_head.roi_cls.weight"):
         if name not in state:
@@ -187,7 +192,7 @@ def _check_complete(state: dict[str, Tensor], cfg: CfgNode, source: str) -> None
     try:
         with torch.device("meta"):
             expected = build_model_state(cfg)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{source}: its settings do not describe a model: {error}") from None
     missing = sorted(set(expected) - set(state))
     extra = sorted(set(state) - set(expected))
@@ -266,30 +271,71 @@ def convert(
     return notes
 
 
-def export(checkpoint: str | Path, config: str | Path, output: str | Path, ini: str) -> None:
+def convert_config(path: str | Path, output: str | Path, metadata: str | Path | None = None) -> list[str]:
+    """Convert an ini file to a complete yaml; returns the notes on settings without counterpart.
+
+    Raises:
+        UserError: unreadable files, or settings that do not belong to seamseg.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"config {path} does not exist; check the path")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"config {path} is not a text file; give seamseg's ini") from None
+    converted = convert_ini(text, str(path))
+    classes = None
+    if metadata is not None:
+        if not Path(metadata).is_file():
+            raise UserError(f"metadata {metadata} does not exist; check the path")
+        classes = classes_from_metadata(read_metadata(Path(metadata).read_bytes(), str(metadata)))
+        converted.settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(classes.names)
+        converted.settings["MODEL.ROI_HEADS.NUM_CLASSES"] = classes.num_things
+    else:
+        converted.notes.append("class counts are not in an ini: give --metadata, or set MODEL.*.NUM_CLASSES yourself")
+    cfg = settings_to_config(converted.settings, classes)
+    with atomic_write(output, "w") as file:
+        file.write(f"# Converted from {Path(path).name} of seamseg.\n" + dump_difference(cfg))
+    return converted.notes
+
+
+def export(checkpoint: str | Path, output: str | Path, config: str | Path | None, ini: str | Path | None) -> None:
     """Write one of our checkpoints as a snapshot that the original loads.
 
     Args:
         checkpoint: our weights.
-        config: our yaml.
         output: the snapshot, .pth.tar.
-        ini: settings text stored inside.
+        config: our yaml; default the one beside ``checkpoint``.
+        ini: seamseg settings to store inside; they must describe the same model.
 
     Raises:
-        UserError: unreadable weights, or norms that no mode of the original has.
+        UserError: unreadable files, norms that no mode of the original has, or an ini of another model.
     """
+    config = Path(config) if config else Path(checkpoint).with_suffix(".yaml")
+    if not config.is_file():
+        raise UserError(f"config {config} of the model does not exist; give it with --yaml")
     cfg = load_config(config)
     state = load_file(checkpoint)
     state = state.get("model", state)
     _check_complete({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, cfg, str(checkpoint))
     mode = norm_mode(cfg)
+    if ini is None:
+        raise UserError("the original reads its architecture from an ini; give one with --config")
+    if not Path(ini).is_file():
+        raise UserError(f"config {ini} does not exist; check the path")
+    text = Path(ini).read_text(encoding="utf-8")
+    settings = convert_ini(text, str(ini)).settings
+    for key in ("MODEL.RESNETS.DEPTH", "MODEL.RESNETS.NORM", "MODEL.RPN.NORM", "MODEL.FPN.EXTRA_LEVELS"):
+        node = cfg
+        for part in key.split("."):
+            node = node[part]
+        if node != settings[key]:
+            raise UserError(f"{ini} describes another model than {config}: {key} would be {settings[key]}, not {node}")
     original = to_original(state, original_names(state, cfg.MODEL.RESNETS.DEPTH), mode)
-    content: dict[str, Any] = {"config": ini, "state_dict": {}, "training_meta": {}}
+    content: dict[str, Any] = {"config": text, "state_dict": {}, "training_meta": {}}
     for module in MODULES:
         prefix = f"{module}."
-        content["state_dict"][module] = {
-            k.removeprefix(prefix): v for k, v in original.items() if k.startswith(prefix)
-        }
+        content["state_dict"][module] = {k.removeprefix(prefix): v for k, v in original.items() if k.startswith(prefix)}
     with atomic_write(output) as file:
         # The original's PyTorch 1.1 reads only the older container.
         torch.save(content, file, _use_new_zipfile_serialization=False)
@@ -306,7 +352,13 @@ def norm_mode(cfg: CfgNode) -> NormMode:
     dynamic = {m.RPN.NORM, m.ROI_BOX_HEAD.NORM, m.ROI_MASK_HEAD.NORM}
     if len(static) == len(dynamic) == 1:
         mode = NormMode(static.pop(), dynamic.pop())
-        if (mode.static, mode.dynamic) in (("BN", "BN"), ("SyncBN", "SyncBN"), ("SyncBN", "BN"), ("GN", "GN"),
-                                           ("SyncBN", "GN"), ("Affine", "Affine")):
+        if (mode.static, mode.dynamic) in (
+            ("BN", "BN"),
+            ("SyncBN", "SyncBN"),
+            ("SyncBN", "BN"),
+            ("GN", "GN"),
+            ("SyncBN", "GN"),
+            ("Affine", "Affine"),
+        ):
             return mode
     raise UserError("the norms of this model (MODEL.*.NORM) are a mixture that seamseg does not have")

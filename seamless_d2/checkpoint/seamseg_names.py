@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,16 +49,18 @@ _NORM = re.compile(r"\.(bn\d|bn|bn_up|proj_bn)$")
 _DYNAMIC = ("rpn_head.", "roi_head.")
 
 
+def _placeholder(groups: tuple[str, ...], match: re.Match) -> str:
+    """``{1-1}`` stands for group 1 as a number, less one."""
+    group = groups[int(match[1])]
+    return str(int(group) + int(match[2])) if match[2] else group
+
+
 def our_layer(layer: str) -> str | None:
     """Our name of one of the original's layers; None for a layer that the model does not have."""
     for pattern, template in _PATTERNS:
         match = pattern.fullmatch(layer)
         if match:
-            return re.sub(
-                r"\{(\d)([+-]\d)?\}",
-                lambda m, g=match.groups(): str(int(g[int(m[1])]) + int(m[2])) if m[2] else g[int(m[1])],
-                template,
-            )
+            return re.sub(r"\{(\d)([+-]\d)?\}", partial(_placeholder, match.groups()), template)
     return None
 
 
@@ -212,6 +215,4 @@ def original_names(ours: dict[str, Tensor], depth: int) -> list[str]:
         layers += [f"sem_head.output.{i}.{x}" for x in ("conv1_3x3", "conv1_dil", "conv1_glb", "bn1", "conv2", "bn2")]
     layers.append("sem_head.conv_sem")
     leaves = ("weight", "bias", "running_mean", "running_var")
-    return [
-        f"{layer}.{leaf}" for layer in layers for leaf in leaves if f"{our_layer(layer)}.{leaf}" in wanted
-    ]
+    return [f"{layer}.{leaf}" for layer in layers for leaf in leaves if f"{our_layer(layer)}.{leaf}" in wanted]

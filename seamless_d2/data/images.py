@@ -32,8 +32,8 @@ def read_photo(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
         raise UserError(f"image {path} cannot be read ({error}); replace or remove it") from None
     if size is not None and array.shape[:2] != tuple(size):
         raise UserError(
-            f"image {path} is {array.shape[1]} x {array.shape[0]} pixels but its annotation says {size[1]} x {size[0]}; "
-            "mend the json or the file"
+            f"image {path} is {array.shape[1]} x {array.shape[0]} pixels but its annotation says "
+            f"{size[1]} x {size[0]}; mend the json or the file"
         )
     return array
 

@@ -21,9 +21,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     if not is_train:
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     augmentations: list[T.Augmentation] = [
-        T.ResizeShortestEdge(
-            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-        )
+        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     ]
     if cfg.INPUT.CROP.ENABLED:
         augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
@@ -116,7 +114,9 @@ class SeamlessMapper:
         position = {segment["id"]: k for k, segment in enumerate(record["segments_info"], 1)}
         unknown = [i for i in ids.tolist() if i != 0 and i not in position]
         if unknown:
-            raise UserError(f"panoptic map {path} holds id {unknown[0]}, which its json does not list; mend one of them")
+            raise UserError(
+                f"panoptic map {path} holds id {unknown[0]}, which its json does not list; mend one of them"
+            )
         return np.array([position.get(i, 0) for i in ids.tolist()], np.int32)[inverse].reshape(id_map.shape)
 
     def _make_targets(self, labels: np.ndarray, segments: list[dict]) -> tuple[Instances, torch.Tensor]:

@@ -68,8 +68,8 @@ class Classes:
         num_things = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         if len(s.STUFF_CLASSES) != total or len(s.THING_CLASSES) != num_things:
             raise UserError(
-                f"the config names {len(s.STUFF_CLASSES)} classes, {len(s.THING_CLASSES)} of them things, but the model "
-                f"has {total} and {num_things}; make MODEL.SEAMLESS.STUFF_CLASSES (all classes) and THING_CLASSES agree "
+                f"the config names {len(s.STUFF_CLASSES)} classes, {len(s.THING_CLASSES)} of them things, but the "
+                f"model has {total} and {num_things}; make MODEL.SEAMLESS.STUFF_CLASSES (all) and THING_CLASSES agree "
                 "with MODEL.SEM_SEG_HEAD.NUM_CLASSES and MODEL.ROI_HEADS.NUM_CLASSES"
             )
         palette = colormap(rgb=True, maximum=255).astype(int).tolist()

@@ -78,9 +78,7 @@ def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path)
     return records, classes
 
 
-def register_panoptic(
-    name: str, image_dir: str | Path, panoptic_dir: str | Path, panoptic_json: str | Path
-) -> None:
+def register_panoptic(name: str, image_dir: str | Path, panoptic_dir: str | Path, panoptic_json: str | Path) -> None:
     """Register a COCO-panoptic data set under ``name``, ready for training and all of Detectron2's evaluators.
 
     Args:

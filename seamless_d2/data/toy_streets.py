@@ -101,11 +101,29 @@ ROOFS = [(120, 66, 54), (86, 82, 86), (104, 78, 66)]
 AWNINGS = [(168, 52, 46), (52, 104, 82), (206, 160, 62), (64, 84, 140)]
 PANES = [(66, 84, 104), (52, 62, 76), (112, 136, 158)]
 LEAVES = [(74, 116, 44), (92, 130, 52), (58, 98, 46), (84, 122, 40), (150, 134, 48)]
-PAINTS = [(206, 208, 212), (36, 38, 44), (120, 124, 132), (172, 34, 38), (36, 66, 136), (226, 182, 44), (66, 104, 92),
-          (238, 238, 236), (150, 92, 48)]
+PAINTS = [
+    (206, 208, 212),
+    (36, 38, 44),
+    (120, 124, 132),
+    (172, 34, 38),
+    (36, 66, 136),
+    (226, 182, 44),
+    (66, 104, 92),
+    (238, 238, 236),
+    (150, 92, 48),
+]
 FRAMES = [(214, 44, 40), (40, 128, 196), (52, 160, 84), (240, 200, 50), (238, 238, 232), (230, 120, 40)]
-CLOTHES = [(188, 40, 52), (36, 72, 150), (236, 196, 60), (230, 230, 226), (58, 56, 66), (62, 130, 104), (214, 110, 50),
-           (128, 70, 140), (120, 150, 190)]
+CLOTHES = [
+    (188, 40, 52),
+    (36, 72, 150),
+    (236, 196, 60),
+    (230, 230, 226),
+    (58, 56, 66),
+    (62, 130, 104),
+    (214, 110, 50),
+    (128, 70, 140),
+    (120, 150, 190),
+]
 TROUSERS = [(48, 54, 88), (62, 58, 54), (116, 98, 72)]
 SKIN = [(232, 190, 160), (198, 144, 108), (142, 96, 68), (92, 62, 46)]
 HAIR = [(40, 30, 26), (96, 66, 40), (170, 140, 90)]
@@ -264,9 +282,12 @@ def _paint_ground(street: Street) -> None:
     paving = street.shade([(168, 160, 152), (182, 172, 158), (156, 156, 160)], 10)
     asphalt, white = street.shade([(84, 84, 90), (96, 94, 94), (72, 74, 82)], 9), street.shade([(226, 224, 214)], 10)
     steps = np.array([2.4, 3.4, 5, 7, 10, 15, 22, 32, 50, 90, 220.0])  # short enough for a bend, and for haze to grow
-    strips = [(-70, 70, paving, SIDEWALK) if street.urban else (-70, 70, street.shade([(96, 128, 58)]), VEGETATION),
-              (*walk, paving, SIDEWALK), (kerb[0] - 0.3, kerb[1] + 0.3, [c + 24 for c in paving], SIDEWALK),
-              (*kerb, asphalt, ROAD)]
+    strips = [
+        (-70, 70, paving, SIDEWALK) if street.urban else (-70, 70, street.shade([(96, 128, 58)]), VEGETATION),
+        (*walk, paving, SIDEWALK),
+        (kerb[0] - 0.3, kerb[1] + 0.3, [c + 24 for c in paving], SIDEWALK),
+        (*kerb, asphalt, ROAD),
+    ]
     for left, right, rgb, ident in strips:
         for strip in _floor(left, right, steps[:-1], steps[1:])[::-1]:
             street.fill(strip, rgb, ident)
@@ -323,8 +344,9 @@ def _paint_house(street: Street, side: int, front: float, z0: float, z1: float) 
         street.fill(_wall(front, z0, back, z0, 0, height), rgb, BUILDING, 0.84)
         if gable:
             street.fill(_points([front, back, ridge], [height, height, top], z0), rgb, BUILDING, 0.8)
-        _paint_windows(street, lambda u0, u1, y0, y1: _wall(front + side * u0, z0, front + side * u1, z0, y0, y1),
-                       deep, height, z0)
+        _paint_windows(
+            street, lambda u0, u1, y0, y1: _wall(front + side * u0, z0, front + side * u1, z0, y0, y1), deep, height, z0
+        )
     street.fill(_wall(front, z0, front, z1, 0, height), rgb, BUILDING, sunny)
     if gable:
         slope = _quads((front, front, ridge, ridge), (height, height, top, top), (z0, z1, z1, z0))
@@ -482,8 +504,16 @@ def _paint_bicycle(street: Street, x: float, z: float, yaw: float) -> None:
         street.fill(place(0, *(hub + 0.36 * CIRCLE).T), RUBBER, ident)
         street.fill(place(0, *(hub + 0.28 * CIRCLE).T), (150, 152, 156), ident, 0.9)
     street.glaze([place(0, *nodes.T)], street.colour(rgb, z), 0.3, ident)
-    tubes = [(rear, pedals), (pedals, saddle), (saddle, head), (pedals, head), (rear, saddle), (head, front),
-             (head, head + [0.04, 0.14]), (head + [-0.02, 0.12], head + [0.18, 0.1])]
+    tubes = [
+        (rear, pedals),
+        (pedals, saddle),
+        (saddle, head),
+        (pedals, head),
+        (rear, saddle),
+        (head, front),
+        (head, head + [0.04, 0.14]),
+        (head + [-0.02, 0.12], head + [0.18, 0.1]),
+    ]
     start, end = np.array(tubes).transpose(1, 0, 2)
     across = (end - start)[:, ::-1] * [-0.04, 0.04] / np.sqrt(((end - start) ** 2).sum(1, keepdims=True))
     outline = np.stack([start - across, end - across, end + across, start + across], 1)
@@ -535,7 +565,7 @@ def _paint_objects(street: Street) -> None:
         place: tuple[Any, ...]
         if category == PERSON:
             x = sidewalk(0.15, 0.9) if rng.random_sample() < 0.75 else rng.uniform(*kerb)
-            place = x, depth(6, 20) if rng.random_sample() < 0.8 else depth(20, 34), 0.45, 0.4, _paint_person
+            place = x, depth(6, 20) if rng.random_sample() < 0.9 else depth(20, 34), 0.45, 0.4, _paint_person
         elif category == BICYCLE:
             yaw = street.pick([-1, 1]) * rng.uniform(0.6, 1.57)
             place = sidewalk(-0.15, 0.3), depth(5.5, 17), 0.9, 0.6, _paint_bicycle, yaw
@@ -559,8 +589,8 @@ def _paint_objects(street: Street) -> None:
         taken.append((x, z, 2.4, 1.6))
         for dx, dz in rng.uniform([-1.6, -0.8], [1.6, 0.8], (rng.randint(7, 12), 2)).tolist():
             entries.append((z + dz, partial(_paint_person, street, x + dx, z + dz, crowd)))
-    count = 0 if rng.random_sample() < 0.05 else rng.randint(1, 9)
-    for category in rng.choice([CAR, PERSON, BICYCLE], count, p=[0.36, 0.38, 0.26]).tolist():
+    count = 0 if rng.random_sample() < 0.05 else rng.randint(1, 9, 2).max()
+    for category in rng.choice([CAR, PERSON, BICYCLE], count, p=[0.34, 0.38, 0.28]).tolist():
         any(add_thing(category) for _ in range(15))  # stops at the first success
     rows: list[tuple[Paint, float, float, float]]
     rows = [(_paint_tree, rng.uniform(8, 14), rng.uniform(7, 12), 0.8) for _ in range(rng.randint(3))]
@@ -640,13 +670,15 @@ def generate_scene(seed: int, height: int = 160, width: int = 320) -> Scene:
         mask = ids == ident
         y, x = np.flatnonzero(mask.any(1)).tolist(), np.flatnonzero(mask.any(0)).tolist()
         number[ident] = len(segments) + 1
-        segments.append({
-            "id": len(segments) + 1,
-            "category_id": street.category_of[ident],
-            "iscrowd": int(ident in street.crowds),
-            "area": int(areas[ident]),
-            "bbox": [x[0], y[0], x[-1] - x[0] + 1, y[-1] - y[0] + 1],
-        })
+        segments.append(
+            {
+                "id": len(segments) + 1,
+                "category_id": street.category_of[ident],
+                "iscrowd": int(ident in street.crowds),
+                "area": int(areas[ident]),
+                "bbox": [x[0], y[0], x[-1] - x[0] + 1, y[-1] - y[0] + 1],
+            }
+        )
     return Scene(image, number[ids], segments)
 
 
@@ -711,8 +743,12 @@ def _write_split(root: Path, split: str, info: dict[str, Any], workers: int, pro
             annotations = list(bar(pool.map(write, range(count), chunksize=4)))
     names = ((a["image_id"], a["file_name"]) for a in annotations)
     images = [{"id": index, "file_name": name, "height": height, "width": width} for index, name in names]
-    content = {"info": {"description": f"Toy streets, {split}", **info}, "images": images, "annotations": annotations,
-               "categories": CATEGORIES}
+    content = {
+        "info": {"description": f"Toy streets, {split}", **info},
+        "images": images,
+        "annotations": annotations,
+        "categories": CATEGORIES,
+    }
     _write_atomically(root / f"panoptic_{split}.json", json.dumps(content).encode())
 
 
@@ -735,14 +771,22 @@ def write_toy_streets(
     if not all(1 <= count <= FIRST_SEED["val"] for count in counts.values()):
         raise ValueError(f"Each split needs 1 to {FIRST_SEED['val']} scenes, not {num_train} and {num_val}.")
     _check_size(height, width)
-    info = {"generator": "toy_streets", "version": VERSION, "height": height, "width": width,
-            "num_train": num_train, "num_val": num_val}
+    info = {
+        "generator": "toy_streets",
+        "version": VERSION,
+        "height": height,
+        "width": width,
+        "num_train": num_train,
+        "num_val": num_val,
+    }
     marker = root / "toy_streets.json"
     found = json.loads(marker.read_text()) if marker.exists() else None
     foreign = [p for s in counts for p in (root / s, root / f"panoptic_{s}", root / f"panoptic_{s}.json") if p.exists()]
     if found != info and (found or foreign):
-        raise FileExistsError(f"{root} already holds {f'toy streets made with {found}' if found else foreign[0].name}, "
-                              f"and {info} was asked for: choose another folder or delete this one.")
+        raise FileExistsError(
+            f"{root} already holds {f'toy streets made with {found}' if found else foreign[0].name}, "
+            f"and {info} was asked for: choose another folder or delete this one."
+        )
     todo = [split for split, count in counts.items() if not _is_complete(root, split, count)]
     if todo:
         root.mkdir(parents=True, exist_ok=True)

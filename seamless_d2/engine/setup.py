@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
-from ..config import load_config
+from ..config import load_config, resolve_config
 from ..data.metadata import Classes
 from ..data.register import register_from_config
 from ..errors import UserError
@@ -55,6 +55,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     if not args.config_file:
         raise UserError("no config given; use --config-file configs/....yaml")
+    args.config_file = str(resolve_config(args.config_file))
     cfg = load_config(args.config_file, args.opts)
     if not cfg.DATASETS.TEST or not (args.eval_only or cfg.DATASETS.TRAIN):
         raise UserError("DATASETS.TRAIN and DATASETS.TEST must name data sets")

@@ -6,7 +6,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.solver import build_lr_scheduler as build_detectron2_scheduler
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from ..errors import UserError
@@ -16,7 +16,7 @@ _NORM_CLASSES = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, Fr
 
 
 def norm_parameter_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that belong to normalisation layers."""
+    """Names of the parameters, weights and biases, that belong to normalisation layers."""
     return {
         f"{prefix}.{name}"
         for prefix, module in model.named_modules()
@@ -26,38 +26,32 @@ def norm_parameter_names(model: nn.Module) -> set[str]:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum; norm parameters have their own weight decay and learning-rate factor.
+    """SGD with momentum; weights and biases of norm layers have their own weight decay and learning-rate factor.
+
+    (Detectron2's grouping gives biases of norm layers the decay of other biases; the original does not.)
 
     Raises:
         UserError: every parameter is frozen.
     """
     solver = cfg.SOLVER
     norms = norm_parameter_names(model)
-    factors = {name: solver.NORM_LR_FACTOR for name in norms}
-    names = {id(p): name for name, p in model.named_parameters()}
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-    )
-    for group in groups:
-        # get_default_optimizer_params groups equal hyper-parameters; norms with a factor of their own are split off.
-        group["norm"] = [p for p in group["params"] if factors.get(names[id(p)], 1.0) != 1.0]
-    split = []
-    for group in groups:
-        special = group.pop("norm")
-        rest = [p for p in group["params"] if not any(p is q for q in special)]
-        if rest:
-            split.append({**group, "params": rest})
-        if special:
-            split.append({**group, "params": special, "lr": group["lr"] * solver.NORM_LR_FACTOR})
-    if not split:
+    bias_decay = solver.WEIGHT_DECAY if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name in norms:
+            settings = (solver.BASE_LR * solver.NORM_LR_FACTOR, solver.WEIGHT_DECAY_NORM)
+        elif name.endswith(".bias"):
+            settings = (solver.BASE_LR * solver.BIAS_LR_FACTOR, bias_decay)
+        else:
+            settings = (solver.BASE_LR, solver.WEIGHT_DECAY)
+        groups.setdefault(settings, []).append(parameter)
+    if not groups:
         raise UserError("every parameter is frozen, nothing can be trained; lower MODEL.BACKBONE.FREEZE_AT")
     sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
-    return sgd(split, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    params = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+    return sgd(params, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
 
 
 def lr_factor(cfg: CfgNode, iterations_per_epoch: int = 1) -> Callable[[int], float]:
@@ -73,7 +67,7 @@ def lr_factor(cfg: CfgNode, iterations_per_epoch: int = 1) -> Callable[[int], fl
     count = max(solver.MAX_ITER / unit, 1)
 
     def factor(iteration: int) -> float:
-        it = iteration // unit + 1 if unit > 1 else iteration + 1
+        it = iteration // unit + 1
         if it <= solver.WARMUP_ITERS:
             return solver.WARMUP_FACTOR + it * (1 - solver.WARMUP_FACTOR) / solver.WARMUP_ITERS
         if name == "Poly":

@@ -8,6 +8,7 @@ from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .norm import Activation, NormFactory, init_xavier, norm_act_from_config
 
 # Blocks per stage res2..res5 (He et al. 2016, table 1).
@@ -70,13 +71,13 @@ def build_seamless_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> SeamlessResNe
     """ResNet-18/34/50/101/152 of ``cfg.MODEL.RESNETS``, with Detectron2's parameter names.
 
     Raises:
-        ValueError: a depth that does not exist, or dilation, which the feature pyramid cannot take.
+        UserError: a depth that does not exist, or dilation, which the feature pyramid cannot take.
     """
     resnets = cfg.MODEL.RESNETS
     if resnets.DEPTH not in BLOCKS:
-        raise ValueError(f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}; use one of {', '.join(map(str, BLOCKS))}")
+        raise UserError(f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}; use one of {', '.join(map(str, BLOCKS))}")
     if resnets.RES5_DILATION != 1:
-        raise ValueError("MODEL.RESNETS.RES5_DILATION must be 1: the feature pyramid needs strides 4, 8, 16, 32")
+        raise UserError("MODEL.RESNETS.RES5_DILATION must be 1: the feature pyramid needs strides 4, 8, 16, 32")
     norm = norm_act_from_config(cfg, resnets.NORM)
     bottleneck = resnets.DEPTH >= 50
     out_channels = resnets.RES2_OUT_CHANNELS if bottleneck else resnets.STEM_OUT_CHANNELS
@@ -165,6 +166,4 @@ def build_seamless_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
     if fpn.EXTRA_LEVELS:
         in_channels = resnet.output_shape()[ExtraLevels.in_feature].channels
         top_block = ExtraLevels(in_channels, fpn.OUT_CHANNELS, fpn.EXTRA_LEVELS, norm)
-    return SeamlessFPN(
-        resnet, norm, in_features=fpn.IN_FEATURES, out_channels=fpn.OUT_CHANNELS, top_block=top_block
-    )
+    return SeamlessFPN(resnet, norm, in_features=fpn.IN_FEATURES, out_channels=fpn.OUT_CHANNELS, top_block=top_block)

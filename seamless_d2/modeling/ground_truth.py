@@ -66,8 +66,9 @@ class SegmentMasks:
             boxes: (N, 4) float x0, y0, x1, y1.
 
         Returns:
-            (N,) float in 0..1 (corners are truncated to whole pixels, so that it may exceed 1 slightly); 0 for boxes
-            without area.
+            (N,) float in 0..1 (corners are truncated to whole pixels, so that it may exceed 1 slightly). Where the
+            image has crowd regions, a box without area gives NaN: below no threshold, hence not used, as in the
+            original.
         """
         if not len(self.crowd_ids):
             return boxes.new_zeros(len(boxes))
@@ -80,7 +81,7 @@ class SegmentMasks:
         y0, y1 = corners[:, 1].clamp(0, height), corners[:, 3].clamp(0, height)
         inside = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        return torch.where(area > 0, inside / area.clamp(min=1e-6), area.new_zeros(()))
+        return inside / area
 
 
 def ensure_segment_masks(instances: Instances, sem_seg: Tensor | None, ignore_value: int) -> Instances:

@@ -1,7 +1,6 @@
 """Non-maximum suppression with the two conventions of the tie at the threshold."""
 
 import numpy as np
-import torch
 from torch import Tensor
 from torchvision.ops import nms as torchvision_nms
 

@@ -16,6 +16,8 @@ from detectron2.utils import comm
 from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "Affine")
 
 
@@ -28,7 +30,7 @@ class Activation:
 
     def __post_init__(self) -> None:
         if self.name not in ("leaky_relu", "elu", "relu", "identity"):
-            raise ValueError(f"activation {self.name!r} is unknown; use leaky_relu, elu, relu or identity")
+            raise UserError(f"activation {self.name!r} is unknown; use leaky_relu, elu, relu or identity")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply in place; ``x`` must be a fresh tensor that nothing else reads."""
@@ -157,18 +159,18 @@ def make_norm_act(norm: str, channels: int, act: Activation, gn_groups: int = 16
         gn_groups: groups of "GN"; must divide ``channels``.
 
     Raises:
-        ValueError: unknown name, or channels that the groups do not divide.
+        UserError: unknown name, or channels that the groups do not divide.
     """
     if norm == "GN":
         if channels % gn_groups:
-            raise ValueError(
+            raise UserError(
                 f"group normalisation with MODEL.SEAMLESS.GN_GROUPS={gn_groups} needs channels divisible by it, "
                 f"not {channels}"
             )
         return GroupNormAct(channels, act, gn_groups)
     classes = {"BN": BatchNormAct, "SyncBN": SyncBatchNormAct, "FrozenBN": FrozenBatchNormAct, "Affine": AffineAct}
     if norm not in classes:
-        raise ValueError(f"normalisation {norm!r} is unknown; use one of {', '.join(NORMS)}")
+        raise UserError(f"normalisation {norm!r} is unknown; use one of {', '.join(NORMS)}")
     return classes[norm](channels, act)
 
 
@@ -176,7 +178,7 @@ NormFactory = Callable[[int], nn.Module]
 
 
 def norm_act_from_config(cfg: CfgNode, norm: str) -> NormFactory:
-    """Factory ``channels -> layer`` with the activation of ``cfg``, in the form that Detectron2's ``get_norm`` takes."""
+    """Factory ``channels -> layer`` with the activation of ``cfg``; Detectron2's ``get_norm`` takes it as it is."""
     act = Activation(cfg.MODEL.SEAMLESS.ACTIVATION, cfg.MODEL.SEAMLESS.ACTIVATION_SLOPE)
 
     def factory(channels: int) -> nn.Module:

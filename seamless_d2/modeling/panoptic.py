@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from ..data.metadata import register_classes
+from ..errors import UserError
 from .fusion import SegmentInfo, fuse_panoptic, resize_panoptic
 from .ground_truth import ensure_segment_masks
 
@@ -33,15 +34,15 @@ class SeamlessPanoptic(PanopticFPN):
             outputs: which of ``OUTPUTS`` inference computes and returns.
 
         Raises:
-            ValueError: an unknown ``fuse_at`` or output, or fewer semantic than thing classes.
+            UserError: an unknown ``fuse_at`` or output, or fewer semantic than thing classes.
         """
         super().__init__(**kwargs)
         if fuse_at not in ("input", "output"):
-            raise ValueError(f'MODEL.SEAMLESS.FUSE_AT is {fuse_at!r}; use "input" or "output"')
+            raise UserError(f'MODEL.SEAMLESS.FUSE_AT is {fuse_at!r}; use "input" or "output"')
         if not outputs or set(outputs) - set(OUTPUTS):
-            raise ValueError(f"MODEL.SEAMLESS.OUTPUTS is {outputs}; list one or more of {', '.join(OUTPUTS)}")
+            raise UserError(f"MODEL.SEAMLESS.OUTPUTS is {outputs}; list one or more of {', '.join(OUTPUTS)}")
         if num_stuff < 0:
-            raise ValueError(
+            raise UserError(
                 "MODEL.SEM_SEG_HEAD.NUM_CLASSES counts stuff and thing classes; it cannot be smaller than "
                 "MODEL.ROI_HEADS.NUM_CLASSES, which counts things"
             )
@@ -83,9 +84,7 @@ class SeamlessPanoptic(PanopticFPN):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         ignore = self.sem_seg_head.ignore_value
-        instances = [
-            ensure_segment_masks(x["instances"], x["sem_seg"], ignore).to(self.device) for x in batched_inputs
-        ]
+        instances = [ensure_segment_masks(x["instances"], x["sem_seg"], ignore).to(self.device) for x in batched_inputs]
         targets = ImageList.from_tensors([x["sem_seg"].to(self.device) for x in batched_inputs], 0, ignore).tensor
         proposals, losses = self.proposal_generator(images, features, instances)
         losses.update(self.roi_heads(images, features, proposals, instances)[1])

@@ -13,7 +13,6 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from .ground_truth import SegmentMasks
 from .nms import batched_nms
 from .norm import NormFactory, init_xavier, norm_act_from_config
 
@@ -52,7 +51,9 @@ class SeamlessROIPooler(ROIPooler):
         """
         if padded_size is None:
             padded_size = (x[0].shape[-2] * self.strides[0], x[0].shape[-1] * self.strides[0])
-        rois = convert_boxes_to_pooler_format(box_lists).to(x[0].dtype if x[0].dtype == torch.float64 else torch.float32)
+        rois = convert_boxes_to_pooler_format(box_lists).to(
+            x[0].dtype if x[0].dtype == torch.float64 else torch.float32
+        )
         levels = assign_boxes_to_levels(
             box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
@@ -129,9 +130,7 @@ class SeamlessBoxPredictor(FastRCNNOutputLayers):
         """As Detectron2's: instances with ``pred_boxes``, ``scores``, ``pred_classes``, and the rows they came from."""
         boxes = self.predict_boxes(predictions, proposals)
         scores = self.predict_probs(predictions, proposals)
-        results = [
-            self._select(b, s, p.image_size) for b, s, p in zip(boxes, scores, proposals, strict=True)
-        ]
+        results = [self._select(b, s, p.image_size) for b, s, p in zip(boxes, scores, proposals, strict=True)]
         return [r for r, _ in results], [i for _, i in results]
 
     def _select(self, boxes: Tensor, scores: Tensor, image_size: Size) -> tuple[Instances, Tensor]:
@@ -274,9 +273,7 @@ class SeamlessROIHeads(StandardROIHeads):
         ret = super()._init_mask_head(cfg, input_shape)
         if ret:
             head = cfg.MODEL.ROI_MASK_HEAD
-            ret["mask_pooler"] = cls._make_pooler(
-                cfg, input_shape, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO
-            )
+            ret["mask_pooler"] = cls._make_pooler(cfg, input_shape, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO)
         return ret
 
     @staticmethod
@@ -288,9 +285,7 @@ class SeamlessROIHeads(StandardROIHeads):
         return SeamlessROIPooler(size, strides, sampling_ratio, heads.CANONICAL_BOX_SIZE, heads.CANONICAL_LEVEL)
 
     @torch.no_grad()
-    def label_and_sample_proposals(
-        self, proposals: list[Instances], targets: list[Instances]
-    ) -> list[Instances]:
+    def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """As Detectron2's; proposals in crowd regions are dropped, images without instances give no samples.
 
         The true boxes come first, as in the original.

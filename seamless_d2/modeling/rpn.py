@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from ..errors import UserError
 from .nms import batched_nms
 from .norm import NormFactory, init_xavier, norm_act_from_config
 
@@ -23,7 +24,7 @@ class SeamlessRPNHead(StandardRPNHead):
     @configurable
     def __init__(self, *, norm: NormFactory, in_channels: int, conv_dims: list[int], **kwargs) -> None:
         if len(conv_dims) != 1:
-            raise ValueError(f"MODEL.RPN.CONV_DIMS must name one convolution, not {conv_dims}")
+            raise UserError(f"MODEL.RPN.CONV_DIMS must name one convolution, not {conv_dims}")
         super().__init__(in_channels=in_channels, conv_dims=conv_dims, **kwargs)
         channels = self.conv.out_channels
         self.conv = Conv2d(in_channels, channels, 3, padding=1, bias=False, norm=norm(channels))

@@ -179,8 +179,6 @@ class SeamlessSemSegHead(nn.Module):
         for i, (h, w) in enumerate(image_sizes or [padded] * len(targets)):
             scores = F.interpolate(logits[i : i + 1].float(), size=padded, mode="bilinear", align_corners=False)
             losses.append(
-                hard_pixel_loss(
-                    scores[0, :, :h, :w], targets[i, :h, :w], self.ignore_value, self.hard_pixel_fraction
-                )
+                hard_pixel_loss(scores[0, :, :h, :w], targets[i, :h, :w], self.ignore_value, self.hard_pixel_fraction)
             )
         return torch.stack(losses).mean()

@@ -200,5 +200,7 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_module_needs_neither_torch_nor_detectron2():
-    code = "import runpy, sys; runpy.run_path(sys.argv[1]); assert not {'torch', 'detectron2', 'tqdm'} & set(sys.modules)"
+    code = (
+        "import runpy, sys; runpy.run_path(sys.argv[1]); assert not {'torch', 'detectron2', 'tqdm'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code, toy_streets.__file__], check=True)

@@ -1,0 +1,40 @@
+"""What ``make demo`` does: train, evaluate and predict on the embedded data set."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from detectron2.engine import default_argument_parser
+
+from ..data.register import datasets_root
+from ..data.toy_streets import write_toy_streets
+from ..prediction import Predictor, predict_files, save_picture
+from ..visualization import contact_sheet
+from .run import run
+
+CONFIG = "toy_streets/seamless_R_18_FPN.yaml"
+NUM_PICTURES = 12
+
+
+def run_demo(output: Path, opts: list[str]) -> None:
+    """Draw toy streets, train on them, evaluate on unseen scenes, write overlays and a contact sheet.
+
+    Args:
+        output: folder for everything that is written.
+        opts: KEY VALUE overrides of the config.
+    """
+    start = time.perf_counter()
+    data = write_toy_streets(datasets_root() / "toy_streets")
+    args = default_argument_parser().parse_args(["--config-file", CONFIG, "--resume", "OUTPUT_DIR", str(output), *opts])
+    results = run(args) or {}
+    predictor = Predictor(output / "config.yaml", output / "model_final.pth")
+    photos = sorted((data / "val").iterdir())[:NUM_PICTURES]
+    pictures, _ = predict_files(predictor, photos, output / "pictures", overwrite=True)
+    sheet = output / "pictures" / "contact_sheet.jpg"
+    from ..data.images import read_photo
+
+    save_picture(contact_sheet([np.asarray(read_photo(p)) for p in pictures], columns=3), sheet)
+    quality = results.get("panoptic_seg", {})
+    print()
+    print("  ".join(f"{key} {quality[key]:.1f}" for key in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st") if key in quality))
+    print(f"{time.perf_counter() - start:.0f} s; pictures: {output / 'pictures'} (all in {sheet.name})")

@@ -1,0 +1,136 @@
+"""Overlay pictures of panoptic results."""
+
+import colorsys
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .data.metadata import Classes, Color
+from .modeling.fusion import SegmentInfo
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # ships DejaVu Sans, so that labels look alike everywhere
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def semantic_class(segment: SegmentInfo, classes: Classes) -> int:
+    """Index of a segment's class in semantic order (stuff, then things)."""
+    return segment["category_id"] + (classes.num_stuff if segment["isthing"] else 0)
+
+
+def segment_color(segment: SegmentInfo, classes: Classes) -> Color:
+    """The class's colour; instances vary in brightness and hue, the same id always alike."""
+    color = classes.colors[semantic_class(segment, classes)]
+    if not segment["isthing"]:
+        return color
+    h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in color))
+    turn = segment["id"] * 0.61803398875 % 1.0  # golden ratio: neighbours in id differ most
+    h, s, v = (h + 0.06 * (turn - 0.5)) % 1.0, min(1.0, max(s, 0.35) * (0.8 + 0.4 * turn)), 0.55 + 0.45 * turn
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(h, s, v))
+
+
+def _contours(panoptic_seg: np.ndarray, is_thing: np.ndarray, width: int) -> np.ndarray:
+    """(H, W) bool: borders between segments of which at least one is an instance."""
+    edge = np.zeros(panoptic_seg.shape, np.uint8)
+    for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        different = (panoptic_seg[a] != panoptic_seg[b]) & (is_thing[panoptic_seg[a]] | is_thing[panoptic_seg[b]])
+        edge[a] |= different
+    return cv2.dilate(edge, np.ones((width, width), np.uint8)).astype(bool) if width > 1 else edge.astype(bool)
+
+
+def _draw_labels(
+    picture: np.ndarray, panoptic_seg: np.ndarray, segments: list[SegmentInfo], classes: Classes
+) -> np.ndarray:
+    """Write each segment's class (and score) at the point deepest inside it, where there is room."""
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    size = max(11, round(min(picture.shape[:2]) / 42))
+    font = _font(size)
+    taken: list[tuple[float, float, float, float]] = []
+    # Large segments choose their place first.
+    for segment in sorted(segments, key=lambda s: -s["area"]):
+        name = classes.names[semantic_class(segment, classes)]
+        text = f"{name} {segment['score']:.0%}" if "score" in segment else name
+        mask = np.pad((panoptic_seg == segment["id"]).astype(np.uint8), 1)
+        depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
+        if depth.max() < size * 0.45:
+            continue
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
+        left, top, right, bottom = draw.textbbox((x, y), text, font=font, anchor="mm", stroke_width=2)
+        shift = min(0, picture.shape[1] - right) + max(0, -left)
+        box = (left + shift, top, right + shift, bottom)
+        if any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
+            continue
+        taken.append(box)
+        draw.text((x + shift, y), text, (255, 255, 255), font, "mm", stroke_width=2, stroke_fill=(20, 20, 20))
+    return np.asarray(image)
+
+
+def draw_overlay(
+    image: np.ndarray,
+    panoptic_seg: np.ndarray,
+    segments: list[SegmentInfo],
+    classes: Classes,
+    *,
+    alpha: float = 0.5,
+    labels: bool = True,
+    min_side: int = 480,
+) -> np.ndarray:
+    """Blend class colours over a photo, outline instances in white and name the segments.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        panoptic_seg: (H, W) integer map, 0 = void (left uncoloured).
+        segments: the map's ``segments_info``.
+        classes: names and colours.
+        alpha: share of the colour, 0..1.
+        labels: whether to write names and scores.
+        min_side: smaller pictures are enlarged by a whole factor to about this, so that labels can be read.
+
+    Returns:
+        (k H, k W, 3) uint8 RGB.
+    """
+    panoptic_seg = np.asarray(panoptic_seg)
+    scale = max(1, -(-min_side // min(image.shape[:2])))
+    if scale > 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        panoptic_seg = panoptic_seg.repeat(scale, axis=0).repeat(scale, axis=1)
+    top = max([s["id"] for s in segments], default=0)
+    colors = np.zeros((top + 1, 3), np.float32)
+    is_thing = np.zeros(top + 1, bool)
+    for segment in segments:
+        colors[segment["id"]] = segment_color(segment, classes)
+        is_thing[segment["id"]] = segment["isthing"]
+    share = np.where(panoptic_seg > 0, np.float32(alpha), np.float32(0))[..., None]
+    picture = (image * (1 - share) + colors[panoptic_seg] * share + 0.5).astype(np.uint8)
+    picture[_contours(panoptic_seg, is_thing, max(1, round(min(image.shape[:2]) / 500)))] = 255
+    return _draw_labels(picture, panoptic_seg, segments, classes) if labels else picture
+
+
+def contact_sheet(pictures: list[np.ndarray], columns: int = 2, gap: int = 8) -> np.ndarray:
+    """Pictures of any size in rows of equal width, on white.
+
+    Args:
+        pictures: at least one (H, W, 3) uint8.
+        columns: pictures per row.
+        gap: pixels between them.
+    """
+    width = max(p.shape[1] for p in pictures)
+    resized = [
+        cv2.resize(p, (width, round(p.shape[0] * width / p.shape[1])), interpolation=cv2.INTER_AREA) for p in pictures
+    ]
+    rows = []
+    for start in range(0, len(resized), columns):
+        row = resized[start : start + columns]
+        height = max(p.shape[0] for p in row)
+        canvas = np.full((height + gap, columns * (width + gap), 3), 255, np.uint8)
+        for i, p in enumerate(row):
+            canvas[: p.shape[0], i * (width + gap) : i * (width + gap) + width] = p
+        rows.append(canvas)
+    return np.concatenate(rows)[:-gap, :-gap]

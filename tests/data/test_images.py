@@ -1,0 +1,64 @@
+"""Reading photos and id maps."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seamless_d2.data.images import read_id_map, read_photo
+from seamless_d2.errors import UserError
+
+from .panoptic_files import id_to_rgb
+
+
+def test_every_kind_of_picture_becomes_rgb(tmp_path) -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert np.array_equal(read_photo(tmp_path / "grey.png"), np.repeat(grey[:, :, None], 3, 2))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert np.array_equal(read_photo(tmp_path / "deep.png"), np.repeat(grey[:, :, None], 3, 2))
+    rgba = np.zeros((3, 4, 4), np.uint8)
+    rgba[:, :2, 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    assert read_photo(tmp_path / "rgba.png")[0, :, 0].tolist() == [0, 0, 255, 255]
+    Image.fromarray(np.full((3, 4, 3), 77, np.uint8)).quantize(4).save(tmp_path / "palette.png")
+    assert np.abs(read_photo(tmp_path / "palette.png").astype(int) - 77).max() <= 4
+
+
+def test_exif_rotation_follows_the_labels(tmp_path) -> None:
+    array = np.random.RandomState(0).randint(0, 256, (4, 6, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    Image.fromarray(array).save(tmp_path / "a.png", exif=exif)
+    turned = np.rot90(array, -1)
+    assert np.array_equal(read_photo(tmp_path / "a.png"), turned)
+    assert np.array_equal(read_photo(tmp_path / "a.png", (6, 4)), turned)
+    assert np.array_equal(read_photo(tmp_path / "a.png", (4, 6)), array)
+    with pytest.raises(UserError, match="a.png is 4 x 6 pixels but its annotation says 9 x 9"):
+        read_photo(tmp_path / "a.png", (9, 9))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", None])
+def test_unreadable_files_are_named(tmp_path, content) -> None:
+    path = tmp_path / "bad.png"
+    if content is not None:
+        path.write_bytes(content)
+    for read in (read_photo, read_id_map):
+        with pytest.raises(UserError, match="bad.png"):
+            read(path)
+
+
+def test_truncated_picture(tmp_path) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:800])
+    with pytest.raises(UserError, match="cut.jpg"):
+        read_photo(path)
+
+
+def test_id_map(tmp_path) -> None:
+    ids = np.array([[0, 1, 255, 256], [65_535, 65_536, 70_000, 16_777_215]])
+    Image.fromarray(id_to_rgb(ids)).save(tmp_path / "ids.png")
+    assert np.array_equal(read_id_map(tmp_path / "ids.png"), ids)
+    Image.fromarray(ids.astype(np.uint8)).save(tmp_path / "grey.png")
+    with pytest.raises(UserError, match="not an RGB PNG"):
+        read_id_map(tmp_path / "grey.png")
