@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-import numpy as np
 from detectron2.engine import default_argument_parser
 
+from ..data.images import read_photo
 from ..data.register import datasets_root
 from ..data.toy_streets import write_toy_streets
 from ..prediction import Predictor, predict_files, save_picture
@@ -26,14 +26,12 @@ def run_demo(output: Path, opts: list[str]) -> None:
     start = time.perf_counter()
     data = write_toy_streets(datasets_root() / "toy_streets")
     args = default_argument_parser().parse_args(["--config-file", CONFIG, "--resume", "OUTPUT_DIR", str(output), *opts])
-    results = run(args) or {}
+    results = run(args)
     predictor = Predictor(output / "config.yaml", output / "model_final.pth")
     photos = sorted((data / "val").iterdir())[:NUM_PICTURES]
     pictures, _ = predict_files(predictor, photos, output / "pictures", overwrite=True)
     sheet = output / "pictures" / "contact_sheet.jpg"
-    from ..data.images import read_photo
-
-    save_picture(contact_sheet([np.asarray(read_photo(p)) for p in pictures], columns=3), sheet)
+    save_picture(contact_sheet([read_photo(p) for p in pictures], columns=3), sheet)
     quality = results.get("panoptic_seg", {})
     print()
     print("  ".join(f"{key} {quality[key]:.1f}" for key in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st") if key in quality))

@@ -24,7 +24,7 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     return results
 
 
-def run(args: argparse.Namespace) -> dict[str, Any] | None:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, or evaluate with ``args.eval_only``; returns the metrics of the last evaluation."""
     cfg = setup(args)
     if args.eval_only:

@@ -40,6 +40,11 @@ class SeamlessTrainer(DefaultTrainer):
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         return build_lr_scheduler(cfg, optimizer, iterations_per_epoch(cfg))
 
+    def train(self) -> dict[str, Any]:
+        """Train from ``start_iter`` to ``max_iter``; returns the metrics of the last evaluation (rank 0)."""
+        super().train()
+        return getattr(self, "_last_eval_results", {})
+
     def build_hooks(self) -> list[HookBase]:
         # DefaultTrainer has no factory for its checkpointer; its hooks are the first to use it.
         self.checkpointer = SeamlessCheckpointer(

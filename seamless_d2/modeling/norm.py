@@ -59,7 +59,12 @@ class _NormAct:
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``x``: (N, C, ...) float; ``residual``: same shape, added before the activation."""
-        y = super().forward(x) if x.numel() else x * 1.0  # * 1: the activation works in place
+        if x.numel():
+            y = super().forward(x)
+        else:
+            # DistributedDataParallel demands a gradient of every parameter, be it zero.
+            shape = [1, -1] + [1] * (x.dim() - 2)
+            y = (x * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
         return self.act(y if residual is None else y + residual)
 
 
@@ -137,6 +142,7 @@ class FrozenBatchNormAct(_NormAct, FrozenBatchNorm2d):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.dim() == 2:  # features of a fully connected layer
+            residual = None if residual is None else residual[:, :, None, None]
             return self.forward(x[:, :, None, None], residual).flatten(1)
         return super().forward(x, residual)
 

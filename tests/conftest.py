@@ -1,0 +1,65 @@
+"""Fixtures of all tests, and the table of measured differences that the parity tests leave behind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+from seamless_d2 import get_config
+
+from .reference import SHARED, Differences
+
+_DIFFERENCES = pytest.StashKey[Differences]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the checkout with the original's photos and further cases."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared/reference (the original's photos and cases)")
+    return SHARED
+
+
+@pytest.fixture
+def toy_cfg() -> CfgNode:
+    """The toy_streets model (5 stuff, 3 thing classes) with a few channels, for images of about 64x96."""
+    cfg = get_config("toy_streets/seamless_R_18_FPN")
+    cfg.MODEL.SEAMLESS.GN_GROUPS = 4
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL.RPN.CONV_DIMS = [16]
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 200
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 50
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 8
+    cfg.MODEL.SEM_SEG_HEAD.POOLING_SIZE = [8, 8]
+    cfg.DATASETS.PANOPTIC = []
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def differences(request: pytest.FixtureRequest) -> Differences:
+    """Collects what the parity tests measure; printed when all tests are done."""
+    return request.config.stash.setdefault(_DIFFERENCES, Differences())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for title, lines in config.stash.get(_DIFFERENCES, Differences()).tables():
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.line(line)
