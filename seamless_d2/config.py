@@ -26,8 +26,11 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEAMLESS.FUSE_AT = "input"
     # What inference computes and returns; what is not listed costs nothing.
     cfg.MODEL.SEAMLESS.OUTPUTS = ["instances", "sem_seg", "panoptic_seg"]
-    # The original's treatment of exact ties, needed only to reproduce its numbers to the decimal: NMS suppresses at
-    # IoU >= threshold instead of >, zero-area proposals are kept, detections are in class-major order.
+    # The original's ways at ties and edges, needed only to reproduce its numbers to the decimal:
+    # - NMS suppresses at IoU >= threshold (otherwise >, as torchvision and Detectron2);
+    # - proposals without area are kept and take slots (otherwise dropped);
+    # - detections that need no truncation are in class-major order (otherwise always by score);
+    # - resizing truncates the new sides (otherwise rounds them, as Detectron2).
     cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS = False
     # Names, colours and data set ids of the classes: things in the order 0..T-1, "stuff" all C semantic classes (stuff,
     # then things). Written by training and by the converters, so that a prediction needs only yaml and weights.

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from PIL import Image
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from .checkpoint import load_weights
 from .config import load_config
 from .data.images import read_photo
+from .data.mapper import build_resize
 from .data.metadata import Classes
 from .errors import UserError
 from .files import atomic_write
@@ -76,7 +76,7 @@ class Predictor:
         self.model = build_model(cfg).eval()
         load_weights(self.model, weights or cfg.MODEL.WEIGHTS)
         self.classes = Classes.from_config(cfg) or _numbered_classes(cfg)
-        self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self.resize = build_resize(cfg, is_train=False)
 
     def predict(
         self, image: np.ndarray | str | Path | Sequence[np.ndarray | str | Path]

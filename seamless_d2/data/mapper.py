@@ -16,16 +16,35 @@ from .images import read_id_map, read_photo
 from .metadata import VOID_LABEL
 
 
+class TruncatingResizeShortestEdge(T.ResizeShortestEdge):
+    """``ResizeShortestEdge`` that truncates the new sides, as the original does, where Detectron2 rounds them."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        low, high = (self.short_edge_length[0], self.short_edge_length[-1])
+        size = np.random.randint(low, high + 1) if self.is_range else np.random.choice(self.short_edge_length)
+        if size == 0:
+            return T.NoOpTransform()
+        scale = size / min(height, width)
+        if int(max(height, width) * scale) > self.max_size:
+            scale = self.max_size / max(height, width)
+        return T.ResizeTransform(height, width, int(height * scale), int(width * scale), self.interp)
+
+
+def build_resize(cfg: CfgNode, is_train: bool) -> T.ResizeShortestEdge:
+    """Shortest-edge resize by Detectron2's keys; ``MIN_SIZE_TRAIN_SAMPLING`` "range" is scale jitter."""
+    resize = TruncatingResizeShortestEdge if cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS else T.ResizeShortestEdge
+    if is_train:
+        return resize(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+    return resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
+
+
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Detectron2's keys: shortest-edge resize (``MIN_SIZE_TRAIN_SAMPLING`` "range" = scale jitter), crop, flip."""
-    if not is_train:
-        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
-    augmentations: list[T.Augmentation] = [
-        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
-    ]
-    if cfg.INPUT.CROP.ENABLED:
+    """Resize, and in training the crop and the flip of Detectron2's keys."""
+    augmentations: list[T.Augmentation] = [build_resize(cfg, is_train)]
+    if is_train and cfg.INPUT.CROP.ENABLED:
         augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-    if cfg.INPUT.RANDOM_FLIP != "none":
+    if is_train and cfg.INPUT.RANDOM_FLIP != "none":
         vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
         augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
     return augmentations

@@ -29,26 +29,25 @@ class SeamlessStem(BasicStem):
         return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
 
 
-class SeamlessBasicBlock(BasicBlock):
-    """Detectron2's basic block; activation is part of the norm layers, the last one adds the shortcut."""
+class _NormAddsShortcut:
+    """Mixin for Detectron2's residual blocks: activation is part of the norm layers, the last one adds the shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, **kwargs) -> None:
         super().__init__(in_channels, out_channels, **kwargs)
         if self.shortcut is not None:
             self.shortcut.norm.act = Activation("identity")
+
+
+class SeamlessBasicBlock(_NormAddsShortcut, BasicBlock):
+    """Two 3x3 convolutions."""
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return _conv_norm_add(self.conv2, self.conv1(x), shortcut)
 
 
-class SeamlessBottleneckBlock(BottleneckBlock):
-    """Detectron2's bottleneck block; activation is part of the norm layers, the last one adds the shortcut."""
-
-    def __init__(self, in_channels: int, out_channels: int, **kwargs) -> None:
-        super().__init__(in_channels, out_channels, **kwargs)
-        if self.shortcut is not None:
-            self.shortcut.norm.act = Activation("identity")
+class SeamlessBottleneckBlock(_NormAddsShortcut, BottleneckBlock):
+    """1x1, 3x3 and 1x1 convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)

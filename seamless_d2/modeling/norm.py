@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
-from fvcore.nn.distributed import differentiable_all_reduce
+from fvcore.nn.distributed import differentiable_all_gather
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -101,14 +101,22 @@ class SyncBatchNormAct(BatchNormAct):
             return super().forward(x, residual)
         values = x.float()
         axes = [d for d in range(x.dim()) if d != 1]
+        if x.numel():
+            local_var, local_mean = torch.var_mean(values, axes, correction=0)
+        else:
+            local_var = local_mean = values.sum(axes)
         count = values.new_full((1,), x.numel() // x.shape[1])
-        sums = differentiable_all_reduce(torch.cat([values.sum(axes), (values * values).sum(axes), count]))
-        n = sums[-1].detach().clamp(min=1)
-        mean, mean_square = sums[: x.shape[1]] / n, sums[x.shape[1] : -1] / n
-        var = (mean_square - mean * mean).clamp(min=0)
+        # Merging means and variances loses no digits where the mean is large, as sums of squares would.
+        gathered = torch.stack(differentiable_all_gather(torch.cat([local_mean, local_var, count])))
+        means, variances, counts = gathered.split([x.shape[1], x.shape[1], 1], dim=1)
+        total = counts.sum().detach()
+        n = total.clamp(min=1)
+        share = counts.detach() / n
+        mean = (share * means).sum(dim=0)
+        var = (share * (variances + (means - mean) ** 2)).sum(dim=0)
         with torch.no_grad():
             # No update when no process has any value.
-            momentum = self.momentum * sums[-1].clamp(max=1)
+            momentum = self.momentum * total.clamp(max=1)
             self.running_mean += momentum * (mean - self.running_mean)
             self.running_var += momentum * (var * n / (n - 1).clamp(min=1) - self.running_var)
             self.num_batches_tracked += 1

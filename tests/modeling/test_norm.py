@@ -216,11 +216,11 @@ JOINT_BATCHES = {
 
 
 def joint_tensors(name: str) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Input, residual and weight of the output of each process; the values have a mean of 1."""
+    """Input, residual and weight of the output of each process; their mean is far from zero."""
     generator = torch.Generator().manual_seed(sorted(JOINT_BATCHES).index(name))
     return [
         (
-            torch.randn(shape, generator=generator) * 2 + 1,
+            torch.randn(shape, generator=generator) * 2 + 20,
             torch.randn(shape, generator=generator),
             torch.randn(shape, generator=generator),
         )
