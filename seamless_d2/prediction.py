@@ -16,8 +16,8 @@ from tqdm import tqdm
 from .checkpoint import load_weights
 from .config import load_config
 from .data.images import read_photo
-from .data.mapper import build_resize
 from .data.metadata import Classes
+from .data.transforms import build_resize
 from .errors import UserError
 from .files import atomic_write
 from .modeling.fusion import SegmentInfo

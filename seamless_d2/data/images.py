@@ -52,19 +52,31 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def read_id_map(path: str | Path) -> np.ndarray:
-    """Read a panoptic PNG as (H, W) int32 ids, id = R + 256 G + 65536 B.
+def read_id_picture(path: str | Path) -> np.ndarray:
+    """Read a panoptic PNG as (H, W, 3) uint8; see ``rgb_to_ids``.
 
     Raises:
         UserError: missing or corrupt file, or not an RGB picture.
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in ("RGB", "RGBA"):
-                raise UserError(f"panoptic map {path} is not an RGB PNG but {image.mode}; ids are stored in R, G, B")
-            array = np.asarray(image.convert("RGB")).astype(np.int32)
+            mode = image.mode
+            array = np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"panoptic map {path} does not exist; check the path") from None
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"panoptic map {path} cannot be read ({error}); make it again") from None
-    return array[..., 0] + 256 * array[..., 1] + 65536 * array[..., 2]
+    if mode not in ("RGB", "RGBA"):
+        raise UserError(f"panoptic map {path} is not an RGB PNG but {mode}; ids are stored in R, G, B")
+    return array
+
+
+def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) int32, id = R + 256 G + 65536 B."""
+    rgb = rgb.astype(np.int32)
+    return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+
+
+def read_id_map(path: str | Path) -> np.ndarray:
+    """Read a panoptic PNG as (H, W) int32 ids; errors as ``read_id_picture``."""
+    return rgb_to_ids(read_id_picture(path))

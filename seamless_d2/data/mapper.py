@@ -12,42 +12,9 @@ from detectron2.structures import Boxes, Instances
 
 from ..errors import UserError
 from ..modeling.ground_truth import SegmentMasks
-from .images import read_id_map, read_photo
+from .images import read_id_picture, read_photo, rgb_to_ids
 from .metadata import VOID_LABEL
-
-
-class TruncatingResizeShortestEdge(T.ResizeShortestEdge):
-    """``ResizeShortestEdge`` that truncates the new sides, as the original does, where Detectron2 rounds them."""
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        height, width = image.shape[:2]
-        low, high = (self.short_edge_length[0], self.short_edge_length[-1])
-        size = np.random.randint(low, high + 1) if self.is_range else np.random.choice(self.short_edge_length)
-        if size == 0:
-            return T.NoOpTransform()
-        scale = size / min(height, width)
-        if int(max(height, width) * scale) > self.max_size:
-            scale = self.max_size / max(height, width)
-        return T.ResizeTransform(height, width, int(height * scale), int(width * scale), self.interp)
-
-
-def build_resize(cfg: CfgNode, is_train: bool) -> T.ResizeShortestEdge:
-    """Shortest-edge resize by Detectron2's keys; ``MIN_SIZE_TRAIN_SAMPLING`` "range" is scale jitter."""
-    resize = TruncatingResizeShortestEdge if cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS else T.ResizeShortestEdge
-    if is_train:
-        return resize(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
-    return resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
-
-
-def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Resize, and in training the crop and the flip of Detectron2's keys."""
-    augmentations: list[T.Augmentation] = [build_resize(cfg, is_train)]
-    if is_train and cfg.INPUT.CROP.ENABLED:
-        augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-    if is_train and cfg.INPUT.RANDOM_FLIP != "none":
-        vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
-        augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
-    return augmentations
+from .transforms import build_augmentations
 
 
 def label_boxes(labels: np.ndarray, num_labels: int) -> np.ndarray:
@@ -113,30 +80,31 @@ class SeamlessMapper:
         result = {k: v for k, v in record.items() if k != "segments_info"}
         result["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         if self.is_train:
-            labels = self._read_labels(record)
-            # Resizing works on bytes (nearest, the same sampling for image and labels); indices may need two.
-            low, high = (transforms.apply_segmentation((labels >> s & 255).astype(np.uint8)) for s in (0, 8))
-            labels = low.astype(np.int32) + (high.astype(np.int32) << 8)
+            labels = self._read_labels(record, transforms)
             result["instances"], result["sem_seg"] = self._make_targets(labels, record["segments_info"])
         return result
 
-    def _read_labels(self, record: dict) -> np.ndarray:
-        """(H, W) int32: 0 = void, k = segment k-1 of the record."""
+    def _read_labels(self, record: dict, transforms: T.TransformList) -> np.ndarray:
+        """(h, w) int32 after augmentation: 0 = void, k = segment k-1 of the record."""
         path = record["pan_seg_file_name"]
-        id_map = read_id_map(path)
-        if id_map.shape != (record["height"], record["width"]):
+        rgb = read_id_picture(path)
+        if rgb.shape[:2] != (record["height"], record["width"]):
             raise UserError(
-                f"panoptic map {path} is {id_map.shape[1]} x {id_map.shape[0]} pixels but its annotation says "
+                f"panoptic map {path} is {rgb.shape[1]} x {rgb.shape[0]} pixels but its annotation says "
                 f"{record['width']} x {record['height']}; mend the json or the file"
             )
-        ids, inverse = np.unique(id_map, return_inverse=True)
-        position = {segment["id"]: k for k, segment in enumerate(record["segments_info"], 1)}
-        unknown = [i for i in ids.tolist() if i != 0 and i not in position]
-        if unknown:
+        # The id's bytes are resized as a picture (nearest); ids are looked up only in what is left.
+        ids = rgb_to_ids(transforms.apply_segmentation(rgb))
+        known = np.array([0, *(segment["id"] for segment in record["segments_info"])], np.int64)
+        order = known.argsort(kind="stable")
+        place = np.searchsorted(known[order], ids).clip(max=len(known) - 1)
+        labels = order[place].astype(np.int32)
+        unknown = known[labels] != ids
+        if unknown.any():
             raise UserError(
-                f"panoptic map {path} holds id {unknown[0]}, which its json does not list; mend one of them"
+                f"panoptic map {path} holds id {ids[unknown].min()}, which its json does not list; mend one of them"
             )
-        return np.array([position.get(i, 0) for i in ids.tolist()], np.int32)[inverse].reshape(id_map.shape)
+        return labels
 
     def _make_targets(self, labels: np.ndarray, segments: list[dict]) -> tuple[Instances, torch.Tensor]:
         semantic = np.full(len(segments) + 1, VOID_LABEL, np.int64)

@@ -8,6 +8,7 @@ from detectron2.engine import default_argument_parser
 from ..data.images import read_photo
 from ..data.register import datasets_root
 from ..data.toy_streets import write_toy_streets
+from ..errors import UserError
 from ..prediction import Predictor, predict_files, save_picture
 from ..visualization import contact_sheet
 from .run import run
@@ -24,7 +25,10 @@ def run_demo(output: Path, opts: list[str]) -> None:
         opts: KEY VALUE overrides of the config.
     """
     start = time.perf_counter()
-    data = write_toy_streets(datasets_root() / "toy_streets")
+    try:
+        data = write_toy_streets(datasets_root() / "toy_streets")
+    except FileExistsError as error:  # of another version or size
+        raise UserError(str(error)) from None
     args = default_argument_parser().parse_args(["--config-file", CONFIG, "--resume", "OUTPUT_DIR", str(output), *opts])
     results = run(args)
     predictor = Predictor(output / "config.yaml", output / "model_final.pth")

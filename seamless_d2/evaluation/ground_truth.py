@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ..data.images import read_id_map
 from ..data.metadata import VOID_LABEL, Classes
+from ..data.prepare.writer import instance_annotations, measure_segments
 from ..files import write_json
 
 
@@ -45,27 +45,22 @@ def write_instance_json(dataset_name: str, output_dir: str | Path) -> Path:
     path = Path(output_dir) / f"{dataset_name}_instances_{fingerprint}.json"
     if path.is_file():
         return path
-    thing_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+    dataset_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
     images, annotations = [], []
     for record in tqdm(DatasetCatalog.get(dataset_name), desc="instance truth", unit="image", leave=False):
         images.append({"id": record["image_id"], "height": record["height"], "width": record["width"]})
-        things = [s for s in record["segments_info"] if s["isthing"]]
-        id_map = read_id_map(record["pan_seg_file_name"]) if things else None
-        for segment in things:
-            rle = coco_mask.encode(np.asfortranarray(id_map == segment["id"]))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": record["image_id"],
-                    "category_id": thing_ids[segment["category_id"]],
-                    "iscrowd": segment["iscrowd"],
-                    "area": int(coco_mask.area(rle)),
-                    "bbox": coco_mask.toBbox(rle).tolist(),
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                }
-            )
+        things = [
+            {"id": s["id"], "category_id": dataset_ids[s["category_id"]], "iscrowd": s["iscrowd"]}
+            for s in record["segments_info"]
+            if s["isthing"]
+        ]
+        if things:
+            id_map = read_id_map(record["pan_seg_file_name"])
+            id_map[~np.isin(id_map, [s["id"] for s in things])] = 0
+            for annotation in instance_annotations(id_map, measure_segments(id_map, things), set(dataset_ids.values())):
+                annotations.append({"id": len(annotations) + 1, "image_id": record["image_id"], **annotation})
     categories = [
-        {"id": thing_ids[i], "name": name, "supercategory": name} for i, name in enumerate(metadata.thing_classes)
+        {"id": dataset_ids[i], "name": name, "supercategory": name} for i, name in enumerate(metadata.thing_classes)
     ]
     write_json(path, {"info": {}, "images": images, "annotations": annotations, "categories": categories})
     return path

@@ -7,8 +7,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from PIL import Image
 
-from seamless_d2 import get_config, register_panoptic
-from seamless_d2.data.mapper import SeamlessMapper, build_resize, label_boxes
+from seamless_d2 import register_panoptic
+from seamless_d2.data.mapper import SeamlessMapper, label_boxes
 from seamless_d2.errors import UserError
 
 from .panoptic_files import id_to_rgb, scene, write_dataset
@@ -122,34 +122,6 @@ def test_contradictions_are_named(tmp_path) -> None:
         make_mapper()(record)
     with pytest.raises(UserError, match="a.png is 60 x 40"):
         make_mapper()({**record, "width": 61})
-
-
-@pytest.mark.parametrize(
-    ("size", "shortest", "longest", "truncated", "rounded"),
-    [
-        # 1936x2592 and a shortest side of 206, where int(206 * (1024 / 206)) is 1023: the original's own numbers.
-        ((1936, 2592), 1920, 10_000, (1920, 2570), (1920, 2571)),
-        ((206, 300), 1024, 10_000, (1023, 1491), (1024, 1491)),
-        ((100, 300), 200, 450, (150, 450), (150, 450)),
-    ],
-)
-def test_resize_conventions(size, shortest, longest, truncated, rounded) -> None:
-    cfg = get_config("Base-Seamless.yaml")
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = shortest, longest
-    for original, expected in ((True, truncated), (False, rounded)):
-        cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS = original
-        transform = build_resize(cfg, is_train=False).get_transform(np.zeros((*size, 3), np.uint8))
-        assert (transform.new_h, transform.new_w) == expected
-
-
-def test_scale_jitter_covers_its_range() -> None:
-    for original in (True, False):
-        cfg = get_config("Base-Seamless.yaml")
-        cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS = original
-        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (20, 25), 1000
-        resize = build_resize(cfg, is_train=True)
-        sizes = {resize.get_transform(np.zeros((10, 30, 3), np.uint8)).new_h for _ in range(300)}
-        assert sizes == set(range(20, 26))
 
 
 def test_label_boxes_against_brute_force() -> None:

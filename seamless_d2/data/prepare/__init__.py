@@ -1,0 +1,1 @@
+"""Preparing data sets: every format becomes COCO panoptic (photos, id PNGs, one json)."""

@@ -1,0 +1,93 @@
+"""Augmentations that Detectron2 does not have."""
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from PIL import Image
+
+
+class TruncatingResizeShortestEdge(T.ResizeShortestEdge):
+    """``ResizeShortestEdge`` that truncates the new sides, as the original does, where Detectron2 rounds them."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        low, high = (self.short_edge_length[0], self.short_edge_length[-1])
+        size = np.random.randint(low, high + 1) if self.is_range else np.random.choice(self.short_edge_length)
+        if size == 0:
+            return T.NoOpTransform()
+        scale = size / min(height, width)
+        if int(max(height, width) * scale) > self.max_size:
+            scale = self.max_size / max(height, width)
+        return T.ResizeTransform(height, width, int(height * scale), int(width * scale), self.interp)
+
+
+class ResizeCropTransform(T.Transform):
+    """Resize, then crop, computing nothing outside the crop: the same pixels at a fraction of the time."""
+
+    def __init__(self, size: tuple[int, int], new_size: tuple[int, int], crop: tuple[int, int, int, int]) -> None:
+        """
+        Args:
+            size: (height, width) of the source.
+            new_size: (height, width) of the whole resized image.
+            crop: x0, y0, width, height in the resized image.
+        """
+        super().__init__()
+        self.size, self.new_size, self.crop = size, new_size, crop
+
+    def apply_image(self, img: np.ndarray, interp: int = Image.Resampling.BILINEAR) -> np.ndarray:
+        """(H, W, 3) or (H, W) uint8."""
+        x0, y0, width, height = self.crop
+        scale_x, scale_y = self.size[1] / self.new_size[1], self.size[0] / self.new_size[0]
+        box = (x0 * scale_x, y0 * scale_y, (x0 + width) * scale_x, (y0 + height) * scale_y)
+        # Rounding must not push the box out of the picture.
+        box = (box[0], box[1], min(box[2], self.size[1]), min(box[3], self.size[0]))
+        return np.asarray(Image.fromarray(img).resize((width, height), interp, box=box))
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return self.apply_image(segmentation, Image.Resampling.NEAREST)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """(N, 2) x, y."""
+        coords = coords * np.array([self.new_size[1] / self.size[1], self.new_size[0] / self.size[0]])
+        return coords - np.array(self.crop[:2])
+
+
+class ResizeCrop(T.Augmentation):
+    """A resize and a random crop of Detectron2, done in one step."""
+
+    def __init__(self, resize: T.ResizeShortestEdge, crop: T.RandomCrop) -> None:
+        super().__init__()
+        self.resize, self.crop = resize, crop
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        size = image.shape[:2]
+        resized = self.resize.get_transform(image)
+        new_size = (resized.new_h, resized.new_w) if isinstance(resized, T.ResizeTransform) else size
+        height, width = self.crop.get_crop_size(new_size)
+        x0 = np.random.randint(new_size[1] - width + 1)
+        y0 = np.random.randint(new_size[0] - height + 1)
+        return ResizeCropTransform(size, new_size, (x0, y0, width, height))
+
+
+def build_resize(cfg: CfgNode, is_train: bool) -> T.ResizeShortestEdge:
+    """Shortest-edge resize by Detectron2's keys; ``MIN_SIZE_TRAIN_SAMPLING`` "range" is scale jitter."""
+    resize = TruncatingResizeShortestEdge if cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS else T.ResizeShortestEdge
+    if is_train:
+        sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        sampling = "choice" if len(sizes) == 1 else cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        return resize(sizes, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
+    return resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
+
+
+def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """Resize, and in training the crop and the flip of Detectron2's keys."""
+    resize = build_resize(cfg, is_train)
+    if not is_train:
+        return [resize]
+    augmentations: list[T.Augmentation] = [resize]
+    if cfg.INPUT.CROP.ENABLED:
+        augmentations = [ResizeCrop(resize, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))]
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
+        augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+    return augmentations
