@@ -6,6 +6,8 @@ also prints what was measured: tables of cases and quantities. "rel" is the larg
 the largest value; two runs of the original with different convolution kernels differ by up to 6e-6 in the features.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,19 @@ class Run:
     padded_size: tuple[int, int]
 
 
+@contextmanager
+def watch(owner: object, method: str) -> Iterator[dict[str, Any]]:
+    """Keeps what ``owner.method`` returns, under "result"."""
+    seen, original = {}, getattr(owner, method)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen["result"] = original(*args, **kwargs)
+        return seen["result"]
+
+    with mock.patch.object(owner, method, watched):
+        yield seen
+
+
 def run_case(case: Case) -> Run:
     """One ordinary inference, watched from outside."""
     model, _ = case.build()
@@ -80,13 +95,7 @@ def run_case(case: Case) -> Run:
     keep(model.proposal_generator, "proposals")
     keep(model.roi_heads, "detections")
     model.backbone.register_forward_pre_hook(lambda _module, inputs: seen.update(images=inputs[0]))
-    layers = model.sem_seg_head.layers
-
-    def watched_layers(features: dict[str, Tensor]) -> Tensor:
-        seen["sem_logits"] = layers(features)
-        return seen["sem_logits"]
-
-    with mock.patch.object(model.sem_seg_head, "layers", watched_layers):
+    with watch(model.sem_seg_head, "layers") as sem_seg:
         outputs = model([{"image": image} for image in case.images])
     return Run(
         case=case,
@@ -94,7 +103,7 @@ def run_case(case: Case) -> Run:
         stages=seen["stages"],
         pyramid=seen["pyramid"],
         rpn=seen["rpn"],
-        sem_logits=seen["sem_logits"],
+        sem_logits=sem_seg["result"],
         proposals=seen["proposals"][0],
         detections=seen["detections"][0],
         outputs=outputs,
@@ -393,6 +402,28 @@ def train_targets(info: dict, numbers: dict[str, np.ndarray]) -> tuple[Instances
     return instances, torch.from_numpy(categories[segment_map])
 
 
+def check_matching(
+    numbers: dict[str, np.ndarray],
+    num_things: int,
+    instances: Instances,
+    labels: Tensor,
+    matched_boxes: Tensor,
+    rois: Instances,
+) -> None:
+    """Each anchor and each region of interest belongs to the same box, to the background or to nothing."""
+    gt_boxes = instances.gt_boxes.tensor
+    match = torch.from_numpy(numbers["anchor_match"]).long()  # -2 void, -1 negative, else the box
+    assert torch.equal(labels.long(), match.clamp(max=0) + 1)
+    assert torch.equal(matched_boxes[match >= 0], gt_boxes[match[match >= 0]])
+    boxes, match = xyxy(numbers["roi_proposals"]), torch.from_numpy(numbers["roi_match"]).long()
+    distance, index = (boxes[:, None] - rois.proposal_boxes.tensor[None]).abs().amax(dim=2).min(dim=1)
+    assert len(boxes) == len(rois) == len(index.unique()) and distance.max() <= 0.02
+    classes = rois.gt_classes[index]
+    assert torch.equal(classes[match >= 0], instances.gt_classes[match[match >= 0]])
+    assert (classes[match < 0] == num_things).all()
+    assert torch.equal(rois.gt_boxes.tensor[index][match >= 0], gt_boxes[match[match >= 0]])
+
+
 LOSS_NAMES = {
     "loss_rpn_cls": "obj_loss",
     "loss_rpn_loc": "bbx_loss",
@@ -409,11 +440,11 @@ def test_training(info: dict, shared: Path, differences: Differences) -> None:
     numbers = {k.removeprefix(prefix): v for k, v in load_numbers("train_cases").items() if k.startswith(prefix)}
     model, _ = train_model(info)
     instances, sem_seg = train_targets(info, numbers)
-    with EventStorage() as storage:
-        losses = model([{"image": load_image(info["image"]), "instances": instances, "sem_seg": sem_seg}])
-        counts = [storage.latest()[f"{k}_samples"][0] for k in ("roi_head/num_fg", "roi_head/num_bg")]
-        counts += [storage.latest()[f"rpn/num_{k}_anchors"][0] for k in ("pos", "neg")]
-    assert counts == [*info["rois_pos_neg"], *info["anchors_pos_neg_void"][:2]]
+    with EventStorage(), watch(model.proposal_generator, "label_and_sample_anchors") as anchors:
+        with watch(model.roi_heads, "label_and_sample_proposals") as rois:
+            losses = model([{"image": load_image(info["image"]), "instances": instances, "sem_seg": sem_seg}])
+    labels, matched_boxes = (x[0] for x in anchors["result"])
+    check_matching(numbers, info["num_thing"], instances, labels, matched_boxes, rois["result"][0])
     sum(losses.values()).backward()
 
     def add(quantity: str, actual: float, expected: float) -> float:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import torch
 from detectron2.config import CfgNode, get_cfg
 from torch import Tensor
 
 from ..config import add_seamless_config, config_file, load_config
 from ..data.metadata import Classes
+from ..data.prepare.seamseg_format import metadata_classes, read_metadata
 from ..errors import UserError
 from ..files import atomic_write
 from .checkpointer import load_file
@@ -39,29 +39,6 @@ class Snapshot:
     @property
     def num_things(self) -> int:
         return self.state["roi_head.roi_cls.weight"].shape[0] - 1
-
-
-def read_metadata(data: bytes, source: str) -> dict[str, Any]:
-    """The "meta" part of metadata.bin: num_stuff, num_thing, categories, palette, original_ids.
-
-    Raises:
-        UserError: not MessagePack, or without these keys.
-    """
-    try:
-        content = msgpack.unpackb(data, strict_map_key=False)
-        meta = content["meta"]
-        missing = {"num_stuff", "num_thing", "categories", "palette", "original_ids"} - set(meta)
-        if missing:
-            raise UserError(
-                f"{source}: its meta part has no {', '.join(sorted(missing))}; it is not seamseg's metadata.bin"
-            )
-    except UserError:
-        raise
-    except Exception:  # msgpack raises half a dozen classes for bytes that are something else
-        raise UserError(
-            f"{source} is not seamseg's metadata.bin; give the file that lies beside the data or model"
-        ) from None
-    return meta
 
 
 def _read_tensors(source: str, data: bytes | None) -> dict[str, Any]:
@@ -136,19 +113,8 @@ def read_snapshot(path: str | Path, config: str | Path | None = None, metadata: 
         if not Path(metadata).is_file():
             raise UserError(f"metadata {metadata} does not exist; check the path")
         meta_bytes = Path(metadata).read_bytes()
-    meta = read_metadata(meta_bytes, str(metadata or path)) if meta_bytes else None
+    meta = read_metadata(meta_bytes, str(metadata or path))["meta"] if meta_bytes else None
     return Snapshot(state, text, meta, str(path))
-
-
-def classes_from_metadata(meta: dict[str, Any]) -> Classes:
-    """Names, colours and ids of metadata.bin."""
-    palette = list(meta["palette"])[: len(meta["categories"])]
-    return Classes(
-        names=[str(n) for n in meta["categories"]],
-        colors=[tuple(int(v) for v in c) for c in palette],
-        dataset_ids=[int(i) for i in meta["original_ids"]],
-        num_stuff=int(meta["num_stuff"]),
-    )
 
 
 def settings_to_config(settings: dict[str, Any], classes: Classes | None = None) -> CfgNode:
@@ -227,7 +193,7 @@ def convert_snapshot(snapshot: Snapshot) -> tuple[dict[str, Tensor], CfgNode, li
     settings["MODEL.ROI_HEADS.NUM_CLASSES"] = snapshot.num_things
     classes = None
     if snapshot.meta is not None:
-        classes = classes_from_metadata(snapshot.meta)
+        classes = metadata_classes(snapshot.meta)
         if (len(classes.names), classes.num_things) != (snapshot.num_classes, snapshot.num_things):
             raise UserError(
                 f"{snapshot.source} has {snapshot.num_classes} classes, {snapshot.num_things} of them things, but its "
@@ -288,7 +254,7 @@ def convert_config(path: str | Path, output: str | Path, metadata: str | Path | 
     if metadata is not None:
         if not Path(metadata).is_file():
             raise UserError(f"metadata {metadata} does not exist; check the path")
-        classes = classes_from_metadata(read_metadata(Path(metadata).read_bytes(), str(metadata)))
+        classes = metadata_classes(read_metadata(Path(metadata).read_bytes(), str(metadata))["meta"])
         converted.settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(classes.names)
         converted.settings["MODEL.ROI_HEADS.NUM_CLASSES"] = classes.num_things
     else:

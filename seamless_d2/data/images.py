@@ -53,22 +53,32 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def read_id_picture(path: str | Path) -> np.ndarray:
-    """Read a panoptic PNG as (H, W, 3) uint8; see ``rgb_to_ids``.
+    """Read a map of segment ids as (H, W, 3) uint8; see ``rgb_to_ids``.
+
+    A picture with one channel of 8, 16 or 32 bits holds the ids themselves, as in the original's format.
 
     Raises:
-        UserError: missing or corrupt file, or not an RGB picture.
+        UserError: missing or corrupt file, or neither RGB nor grey.
     """
     try:
         with Image.open(path) as image:
             mode = image.mode
-            array = np.asarray(image.convert("RGB"))
+            grey = mode in ("L", "I") or mode.startswith("I;16")
+            array = np.asarray(image if grey else image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"panoptic map {path} does not exist; check the path") from None
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"panoptic map {path} cannot be read ({error}); make it again") from None
+    if grey:
+        return ids_to_rgb(array.astype(np.int64))
     if mode not in ("RGB", "RGBA"):
-        raise UserError(f"panoptic map {path} is not an RGB PNG but {mode}; ids are stored in R, G, B")
+        raise UserError(f"panoptic map {path} is neither an RGB nor a grey PNG but {mode}; ids are stored in R, G, B")
     return array
+
+
+def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
+    """(H, W) ids below 2^24 -> (H, W, 3) uint8, id = R + 256 G + 65536 B."""
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
 
 
 def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:

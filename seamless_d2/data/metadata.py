@@ -93,6 +93,13 @@ class Classes:
             num_stuff=len(meta.stuff_classes) - len(meta.thing_classes),
         )
 
+    def to_categories(self) -> list[dict[str, Any]]:
+        """The ``categories`` of a COCO-panoptic json."""
+        return [
+            {"id": i, "name": name, "isthing": int(k >= self.num_stuff), "color": list(color)}
+            for k, (i, name, color) in enumerate(zip(self.dataset_ids, self.names, self.colors, strict=True))
+        ]
+
     def to_config(self, cfg: CfgNode) -> None:
         """Write names, colours and ids into ``cfg`` in place."""
         s = cfg.MODEL.SEAMLESS

@@ -116,20 +116,31 @@ def datasets_root() -> Path:
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
+def panoptic_entry(cfg: CfgNode, name: str) -> tuple[Path, Path, Path]:
+    """(image_dir, panoptic_dir, panoptic_json) of the data set ``name`` in ``cfg.DATASETS.PANOPTIC``.
+
+    Raises:
+        UserError: a malformed entry, or none of that name.
+    """
+    for entry in cfg.DATASETS.PANOPTIC:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 4:
+            raise UserError(f"DATASETS.PANOPTIC: {entry!r} is not [name, image_dir, panoptic_dir, panoptic_json]")
+        if entry[0] == name:
+            return tuple(datasets_root() / path for path in entry[1:])
+    raise UserError(
+        f"data set {name!r} is not registered; list it in DATASETS.PANOPTIC as [name, image_dir, panoptic_dir, "
+        "panoptic_json] or call seamless_d2.register_panoptic"
+    )
+
+
 def register_from_config(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> None:
     """Register those entries of ``cfg.DATASETS.PANOPTIC`` that ``names`` lists.
 
     Raises:
         UserError: a malformed entry, or a name that is neither listed nor registered.
     """
-    for entry in cfg.DATASETS.PANOPTIC:
-        if not isinstance(entry, (list, tuple)) or len(entry) != 4:
-            raise UserError(f"DATASETS.PANOPTIC: {entry!r} is not [name, image_dir, panoptic_dir, panoptic_json]")
-        if entry[0] in names:
-            register_panoptic(entry[0], *(datasets_root() / path for path in entry[1:]))
-    unknown = [name for name in names if name not in DatasetCatalog.list()]
-    if unknown:
-        raise UserError(
-            f"data set {unknown[0]!r} is not registered; list it in DATASETS.PANOPTIC as [name, image_dir, "
-            "panoptic_dir, panoptic_json] or call seamless_d2.register_panoptic"
-        )
+    listed = [entry[0] for entry in cfg.DATASETS.PANOPTIC if entry]
+    for name in names:
+        # A name that the program registered itself need not be listed.
+        if name in listed or name not in DatasetCatalog.list():
+            register_panoptic(name, *panoptic_entry(cfg, name))

@@ -66,7 +66,7 @@ class SeamlessRPN(RPN):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """As Detectron2's; anchors that leave the image or lie in crowd regions are ignored.
 
-        A box that no anchor reaches with the positive threshold gets its best anchor alone.
+        Every box gets its best anchor, and that one alone where no anchor reaches the positive threshold.
         """
         anchors = Boxes.cat(anchors)
         labels, matched_boxes = [], []
@@ -96,7 +96,10 @@ class SeamlessRPN(RPN):
             inner[best_iou < low] = 0
             inner[best_iou >= high] = 1
             box_iou, best_anchor = iou.max(dim=1)
-            inner[best_anchor[box_iou > 0]] = 1
+            reached = (box_iou > 0).nonzero()[:, 0]
+            inner[best_anchor[reached]] = 1
+            # It belongs to that box even where it overlaps another one more.
+            best_box[best_anchor[reached]] = reached
             label[inside] = inner
             matched_boxes[inside] = targets.gt_boxes.tensor[best_box]
         return label, matched_boxes

@@ -59,6 +59,10 @@ def test_id_map(tmp_path) -> None:
     ids = np.array([[0, 1, 255, 256], [65_535, 65_536, 70_000, 16_777_215]])
     Image.fromarray(id_to_rgb(ids)).save(tmp_path / "ids.png")
     assert np.array_equal(read_id_map(tmp_path / "ids.png"), ids)
-    Image.fromarray(ids.astype(np.uint8)).save(tmp_path / "grey.png")
-    with pytest.raises(UserError, match="not an RGB PNG"):
-        read_id_map(tmp_path / "grey.png")
+    # The original's masks: one channel that holds the ids themselves.
+    for dtype in (np.uint8, np.uint16):
+        Image.fromarray(np.array([[0, 7], [200, 3]], dtype)).save(tmp_path / "grey.png")
+        assert read_id_map(tmp_path / "grey.png").tolist() == [[0, 7], [200, 3]]
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).quantize(2).save(tmp_path / "palette.png")
+    with pytest.raises(UserError, match="neither an RGB nor a grey PNG but P"):
+        read_id_map(tmp_path / "palette.png")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from ...files import atomic_write, write_json
+from ..images import ids_to_rgb
 from ..mapper import label_boxes
 
 Item = TypeVar("Item")
@@ -45,11 +46,6 @@ class PanopticImage:
     ids: np.ndarray
     segments: list[dict[str, Any]]
     image: dict[str, Any] = field(default_factory=dict)
-
-
-def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """(H, W) ids below 2^24 -> (H, W, 3) uint8, id = R + 256 G + 65536 B."""
-    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
 
 
 def measure_segments(ids: np.ndarray, segments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,200 @@
+"""Mapillary Vistas 1.2 and 2.0 -> COCO panoptic; the classes come from the release's own config json."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import UserError
+from ..images import read_id_map
+from ..register import read_json
+from .cityscapes import read_instance_png
+from .writer import PanopticImage, write_panoptic_dataset
+
+SPLITS = ("training", "validation")
+
+
+@dataclass(frozen=True)
+class Release:
+    """Where the files of one version lie.
+
+    Attributes:
+        version: "v1.2" or "v2.0".
+        labels: entries of the config json: name, readable, instances, evaluate, color.
+        folder: of the annotations inside a split's folder: "" or "v2.0".
+    """
+
+    version: str
+    labels: list[dict[str, Any]]
+    folder: str
+
+
+def find_releases(root: Path) -> list[Release]:
+    """The versions that ``root`` holds, in either directory layout.
+
+    The release of 2017 has config.json and SPLIT/instances, that of 2021 has config_v1.2.json, config_v2.0.json and
+    SPLIT/v1.2/instances, SPLIT/v2.0/instances.
+
+    Raises:
+        UserError: none found, or a malformed config.
+    """
+    releases = []
+    for config, version, folder in (
+        ("config.json", "v1.2", ""),
+        ("config_v1.2.json", "v1.2", "v1.2"),
+        ("config_v2.0.json", "v2.0", "v2.0"),
+    ):
+        if not (root / config).is_file() or not any((root / s / folder / "instances").is_dir() for s in SPLITS):
+            continue
+        content = read_json(root / config, "Vistas config")
+        labels = content.get("labels") if isinstance(content, dict) else None
+        if not labels or any({"name", "instances", "evaluate", "color"} - set(label) for label in labels):
+            raise UserError(f"{root / config} lists no labels with name, instances, evaluate and color; get it again")
+        releases.append(Release(version, labels, folder))
+    if not releases:
+        raise UserError(
+            f"{root} holds no config json with training/ or validation/ instances; give the folder of Mapillary Vistas"
+        )
+    return releases
+
+
+def make_categories(labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Categories of all labels that are evaluated; ids count the labels from 1, as in Vistas' own panoptic json."""
+    return [
+        {
+            "id": index + 1,
+            "name": label["name"],
+            "supercategory": label["name"],
+            "isthing": int(label["instances"]),
+            "color": list(label["color"]),
+        }
+        for index, label in enumerate(labels)
+        if label["evaluate"]
+    ]
+
+
+def find_photo(folder: Path, stem: str) -> str:
+    """Name of the photo of an annotation."""
+    for suffix in (".jpg", ".png", ".jpeg", ".JPG"):
+        if (folder / f"{stem}{suffix}").is_file():
+            return f"{stem}{suffix}"
+    raise UserError(f"{folder / stem}.jpg, the photo of {stem}.png, does not exist")
+
+
+def convert_instances(path: Path, labels: list[dict[str, Any]], photo_dir: Path) -> PanopticImage:
+    """One 16-bit instance PNG: class = value // 256, instance = value % 256."""
+    values = read_instance_png(path)
+    present, inverse = np.unique(values, return_inverse=True)
+    ids = np.zeros(len(present), np.int32)
+    segments: dict[int, dict[str, Any]] = {}
+    for k, value in enumerate(present.tolist()):
+        index = value // 256
+        if index >= len(labels):
+            raise UserError(
+                f"{path} holds class {index}, but the config lists {len(labels)} labels; versions are mixed"
+            )
+        if not labels[index]["evaluate"]:
+            continue
+        # Stuff is one segment whatever its instance numbers; the id is never 0.
+        ids[k] = (value if labels[index]["instances"] else index * 256) + 1
+        segments[ids[k]] = {"id": int(ids[k]), "category_id": index + 1, "iscrowd": 0}
+    photo = find_photo(photo_dir, path.stem)
+    return PanopticImage(photo, f"{path.stem}.png", ids[inverse].reshape(values.shape), list(segments.values()))
+
+
+def convert_panoptic(
+    annotation: dict[str, Any], png_dir: Path, instance_dir: Path, labels: list[dict[str, Any]], photo_dir: Path
+) -> PanopticImage:
+    """One entry of the release's own panoptic json, checked against the instance PNG.
+
+    Raises:
+        UserError: most pixels of a segment have another class in the instance PNG.
+    """
+    png = png_dir / annotation["file_name"]
+    ids = read_id_map(png)
+    values = read_instance_png(instance_dir / annotation["file_name"])
+    if values.shape != ids.shape:
+        raise UserError(f"{png} and {instance_dir / annotation['file_name']} have different sizes")
+    evaluated = {i + 1 for i, label in enumerate(labels) if label["evaluate"]}
+    segments = []
+    for segment in annotation["segments_info"]:
+        if segment["category_id"] not in evaluated:
+            ids[ids == segment["id"]] = 0
+            continue
+        inside = values[ids == segment["id"]] // 256 + 1
+        if len(inside) and (inside == segment["category_id"]).mean() < 0.5:
+            raise UserError(
+                f"{png}: segment {segment['id']} is category {segment['category_id']}, but the instance map has "
+                f"{np.bincount(inside).argmax()} there"
+            )
+        segments.append(
+            {"id": segment["id"], "category_id": segment["category_id"], "iscrowd": int(segment.get("iscrowd", 0))}
+        )
+    stem = Path(annotation["file_name"]).stem
+    return PanopticImage(find_photo(photo_dir, stem), annotation["file_name"], ids, segments)
+
+
+def _own_panoptic(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The release's own panoptic PNG folder and json, where it has them."""
+    for name in ("panoptic_2020.json", "panoptic_2018.json", "panoptic.json"):
+        path = folder / "panoptic" / name
+        if path.is_file():
+            return folder / "panoptic", read_json(path, "Vistas panoptic json")
+    return None
+
+
+def prepare_vistas(root: str | Path, workers: int | None = None) -> list[Path]:
+    """Write ROOT/seamless_VERSION/panoptic_SPLIT.json, the folder of that name and instances_SPLIT.json.
+
+    Args:
+        root: the release's folder.
+        workers: processes; default one per CPU. One needs well under 1 GB for photos of 12 megapixels.
+
+    Returns:
+        The panoptic jsons.
+
+    Raises:
+        UserError: layout not found, or files that are wrong.
+    """
+    root = Path(root)
+    written = []
+    for release in find_releases(root):
+        for split in SPLITS:
+            folder, photos = root / split / release.folder, root / split / "images"
+            files = sorted((folder / "instances").glob("*.png"))
+            if not files:
+                continue
+            own = _own_panoptic(folder)
+            if own is None:
+                items: list[Any] = files
+                keys = [f.name for f in files]
+                convert = partial(convert_instances, labels=release.labels, photo_dir=photos)
+            else:
+                items = own[1]["annotations"]
+                keys = [a["file_name"] for a in items]
+                convert = partial(
+                    convert_panoptic,
+                    png_dir=own[0],
+                    instance_dir=folder / "instances",
+                    labels=release.labels,
+                    photo_dir=photos,
+                )
+                lacking = sorted({f.name for f in files} - set(keys))
+                if lacking:
+                    raise UserError(f"{own[0]}'s json does not list {lacking[0]} ({len(lacking)} in all); get it again")
+            output = root / f"seamless_{release.version}" / f"panoptic_{split}.json"
+            write_panoptic_dataset(
+                items,
+                keys,
+                convert,
+                png_dir=output.with_suffix(""),
+                panoptic_json=output,
+                instance_json=output.with_name(f"instances_{split}.json"),
+                categories=make_categories(release.labels),
+                workers=workers,
+                description=f"{release.version} {split}",
+            )
+            written.append(output)
+    return written

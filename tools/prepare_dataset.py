@@ -1,0 +1,108 @@
+#!/usr/bin/env python
+"""Prepare data sets: every format becomes COCO panoptic (photos, id PNGs, one json), and is checked.
+
+    python tools/prepare_dataset.py cityscapes datasets/cityscapes            # needs pip install cityscapesscripts
+    python tools/prepare_dataset.py vistas datasets/vistas                    # 1.2 and 2.0, either layout
+    python tools/prepare_dataset.py seamseg old_data                          # the original's format -> COCO panoptic
+    python tools/prepare_dataset.py seamseg new_data --from train photos/ panoptic/ panoptic.json    # and back
+    python tools/prepare_dataset.py polygons export.json --things car,person --images photos --output mine/panoptic.json
+    python tools/prepare_dataset.py validate mine/panoptic.json --images photos [--fix] [--other val.json]
+
+All cores are used (--workers); what is done is skipped, so that a stopped run goes on where it was.
+"""
+
+import argparse
+from pathlib import Path
+
+from seamless_d2.data.prepare.cityscapes import prepare_cityscapes
+from seamless_d2.data.prepare.polygons import prepare_polygons
+from seamless_d2.data.prepare.seamseg_format import describe_json, prepare_seamseg, write_seamseg
+from seamless_d2.data.prepare.validate import validate, write_problems
+from seamless_d2.data.prepare.vistas import prepare_vistas
+from seamless_d2.errors import UserError, run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("cityscapes", "vistas", "seamseg"):
+        command = commands.add_parser(name)
+        command.add_argument("root", type=Path, help="folder of the data set")
+        command.add_argument("--workers", type=int, help="processes; default one per CPU")
+    commands.choices["cityscapes"].add_argument("--coarse", action="store_true", help="convert gtCoarse/")
+    commands.choices["seamseg"].add_argument(
+        "--from",
+        dest="sources",
+        nargs=4,
+        action="append",
+        metavar=("SPLIT", "IMAGES", "PNGS", "JSON"),
+        help="write ROOT in the original's format from this COCO-panoptic split; may be repeated",
+    )
+    commands.choices["seamseg"].add_argument("--link", action="store_true", help="link photos instead of copying them")
+    command = commands.add_parser("polygons")
+    command.add_argument("json", type=Path, help="COCO detection json")
+    command.add_argument("--things", required=True, help="countable classes, separated by commas; the rest is stuff")
+    command.add_argument("--images", type=Path, required=True, help="folder of the photos")
+    command.add_argument("--output", type=Path, required=True, help="panoptic json to write")
+    command.add_argument("--workers", type=int, help="processes; default one per CPU")
+    command = commands.add_parser("validate")
+    command.add_argument("json", type=Path, help="panoptic json, or the name of a data set of --config-file")
+    command.add_argument("--images", type=Path, help="folder of the photos")
+    command.add_argument("--panoptic-dir", type=Path, help="folder of the PNGs; default the json's path without .json")
+    command.add_argument("--config-file", help="config whose DATASETS.PANOPTIC names the data set")
+    command.add_argument("--other", type=Path, help="json of another split, to find shared photos")
+    command.add_argument("--fix", action="store_true", help="rewrite areas and boxes")
+    command.add_argument("--pictures", type=Path, help="folder for a picture per class and a contact sheet")
+    command.add_argument("--report", type=Path, help="file for all problems, one json line each")
+    return parser.parse_args()
+
+
+def run_validate(args: argparse.Namespace) -> None:
+    panoptic_json, images, pngs = args.json, args.images, args.panoptic_dir
+    if args.config_file:
+        from seamless_d2.config import load_config
+        from seamless_d2.data.register import panoptic_entry
+
+        images, pngs, panoptic_json = panoptic_entry(load_config(args.config_file), str(args.json))
+    elif images is None:
+        raise UserError("give the folder of the photos with --images, or the data set's config with --config-file")
+    report, categories = validate(
+        panoptic_json, images, pngs, fix=args.fix, other_json=args.other, pictures=args.pictures
+    )
+    print(report.table(categories))
+    if report.fixed:
+        print(f"{report.fixed} areas and boxes rewritten in {panoptic_json}")
+    if args.report:
+        write_problems(report, args.report)
+    if report.problems:
+        for file, text in report.problems[:50]:
+            print(f"{file}: {text}")
+        shown = min(50, len(report.problems))
+        raise UserError(f"{len(report.problems)} problems in {panoptic_json} ({shown} of them above)")
+    print(f"{report.images} images, no problem")
+
+
+def main() -> None:
+    args = parse_args()
+    if args.command == "validate":
+        run_validate(args)
+        return
+    if args.command == "cityscapes":
+        written = prepare_cityscapes(args.root, args.coarse, args.workers)
+    elif args.command == "vistas":
+        written = prepare_vistas(args.root, args.workers)
+    elif args.command == "polygons":
+        things = [name.strip() for name in args.things.split(",") if name.strip()]
+        written = [prepare_polygons(args.json, things, args.output, args.images, args.workers)]
+    elif args.sources:
+        write_seamseg(args.root, {split: (images, pngs, file) for split, images, pngs, file in args.sources}, args.link)
+        print(f"wrote {args.root}")
+        return
+    else:
+        written = prepare_seamseg(args.root, args.workers)
+    for path in written:
+        print(describe_json(path))
+
+
+if __name__ == "__main__":
+    run_tool(main)
