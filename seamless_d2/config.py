@@ -75,6 +75,10 @@ def add_seamless_config(cfg: CfgNode) -> None:
     # below $DETECTRON2_DATASETS (default ./datasets).
     cfg.DATASETS.PANOPTIC = []
 
+    # --- evaluation -------------------------------------------------------------------------------------------
+    # Also write the predicted maps (COCO panoptic) to OUTPUT_DIR/inference.
+    cfg.TEST.SAVE_PREDICTIONS = False
+
     # --- solver -----------------------------------------------------------------------------------------------
     # Factor on the learning rate of normalisation parameters; 0 freezes them (running statistics still update).
     cfg.SOLVER.NORM_LR_FACTOR = 1.0

@@ -50,7 +50,7 @@ def _draw_labels(
     """Write each segment's class (and score) at the point deepest inside it, where there is room."""
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
-    size = max(11, round(min(picture.shape[:2]) / 42))
+    size = max(11, round(min(picture.shape[:2]) / 32))
     font = _font(size)
     taken: list[tuple[float, float, float, float]] = []
     # Large segments choose their place first.

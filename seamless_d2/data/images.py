@@ -7,6 +7,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
 
+_EXIF_ORIENTATION = 0x0112
+
 
 def read_photo(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a photo as (H, W, 3) uint8 RGB; 16-bit, grey, palette and transparent images are converted.
@@ -22,9 +24,11 @@ def read_photo(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     try:
         with Image.open(path) as image:
             image.load()
-            turned = ImageOps.exif_transpose(image)
-            if size is not None and turned.size != size[::-1] and image.size == size[::-1]:
-                turned = image
+            turned = image
+            if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:  # exif_transpose copies in any case
+                turned = ImageOps.exif_transpose(image)
+                if size is not None and turned.size != size[::-1] and image.size == size[::-1]:
+                    turned = image
             array = _to_rgb(turned)
     except FileNotFoundError:
         raise UserError(f"image {path} does not exist; check the path") from None
@@ -49,7 +53,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, rgba)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_id_picture(path: str | Path) -> np.ndarray:
@@ -64,7 +68,7 @@ def read_id_picture(path: str | Path) -> np.ndarray:
         with Image.open(path) as image:
             mode = image.mode
             grey = mode in ("L", "I") or mode.startswith("I;16")
-            array = np.asarray(image if grey else image.convert("RGB"))
+            array = np.asarray(image if grey or mode == "RGB" else image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"panoptic map {path} does not exist; check the path") from None
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
@@ -78,13 +82,18 @@ def read_id_picture(path: str | Path) -> np.ndarray:
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
     """(H, W) ids below 2^24 -> (H, W, 3) uint8, id = R + 256 G + 65536 B."""
-    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
+    # The bytes are there already; a picture of 12 megapixels leaves no room for temporaries.
+    channels = np.ascontiguousarray(ids, "<u4").view(np.uint8).reshape(*ids.shape, 4)
+    return np.ascontiguousarray(channels[..., :3])
 
 
 def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 -> (H, W) int32, id = R + 256 G + 65536 B."""
-    rgb = rgb.astype(np.int32)
-    return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+    ids = rgb[..., 2].astype(np.int32)
+    for channel in (1, 0):
+        ids <<= 8
+        ids |= rgb[..., channel]
+    return ids
 
 
 def read_id_map(path: str | Path) -> np.ndarray:

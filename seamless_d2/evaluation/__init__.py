@@ -1,5 +1,6 @@
-"""Evaluation of the panoptic map, the instances and the semantic labels with Detectron2's evaluators."""
+"""Evaluation of the panoptic map, the instances and the semantic labels."""
 
-from .build import PanopticEvaluator, build_evaluators
+from .build import build_evaluators
+from .panoptic_evaluator import PanopticEvaluator
 
 __all__ = ["PanopticEvaluator", "build_evaluators"]

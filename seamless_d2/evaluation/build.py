@@ -1,4 +1,4 @@
-"""The evaluators of a data set, all Detectron2's."""
+"""The evaluators of a data set: streaming PQ, and Detectron2's for instances and semantic labels."""
 
 import os
 
@@ -6,7 +6,6 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
-    COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
@@ -14,13 +13,7 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 
 from .ground_truth import SemanticTruth, write_instance_json
-
-
-class PanopticEvaluator(COCOPanopticEvaluator):
-    """Detectron2's PQ evaluator; leaves the model's dicts as they are for the evaluators after it."""
-
-    def _convert_category_id(self, segment_info: dict) -> dict:
-        return super()._convert_category_id(dict(segment_info))
+from .panoptic_evaluator import PanopticEvaluator
 
 
 def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
@@ -36,7 +29,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = N
     outputs = cfg.MODEL.SEAMLESS.OUTPUTS
     evaluators: list[DatasetEvaluator] = []
     if "panoptic_seg" in outputs:
-        evaluators.append(PanopticEvaluator(dataset_name, output_dir))
+        evaluators.append(PanopticEvaluator(dataset_name, output_dir, save_predictions=cfg.TEST.SAVE_PREDICTIONS))
     if "instances" in outputs and metadata.thing_classes:
         if not hasattr(metadata, "json_file"):
             if comm.is_main_process():

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..data.images import read_id_map
 from ..data.metadata import VOID_LABEL, Classes
-from ..data.prepare.writer import instance_annotations, measure_segments
+from ..data.prepare.id_maps import instance_annotations, measure_segments
 from ..files import write_json
 
 

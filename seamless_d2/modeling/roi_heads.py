@@ -136,9 +136,11 @@ class SeamlessBoxPredictor(FastRCNNOutputLayers):
     def _select(self, boxes: Tensor, scores: Tensor, image_size: Size) -> tuple[Instances, Tensor]:
         """Score threshold, empty boxes out, NMS per class, the best ``test_topk_per_image``."""
         scores = scores[:, :-1]
-        clipped = Boxes(boxes.reshape(-1, 4).float())
-        clipped.clip(image_size)
-        boxes = clipped.tensor.view(len(scores), -1, 4).expand(-1, scores.shape[1], -1)
+        height, width = image_size
+        boxes = boxes.float().view(len(scores), boxes.shape[1] // 4, 4)
+        # Not by Boxes.clip, which refuses undefined numbers.
+        boxes = torch.stack([boxes[..., i].clamp(0, (width, height)[i % 2]) for i in range(4)], dim=2)
+        boxes = boxes.expand(-1, scores.shape[1], -1)
         sides = boxes[..., 2:] - boxes[..., :2]
         # Comparisons with NaN are false, so that undefined boxes and scores drop out here too.
         rows, classes = ((scores > self.test_score_thresh) & (sides > 0).all(dim=2)).nonzero(as_tuple=True)

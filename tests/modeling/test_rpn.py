@@ -64,7 +64,7 @@ def test_anchors_must_lie_inside_the_image(rpn: SeamlessRPN) -> None:
 
 
 def test_a_box_gets_its_best_anchor_alone(rpn: SeamlessRPN) -> None:
-    """No anchor reaches 0.7: the best becomes positive, even one below 0.3; anchors with equal overlap do not follow."""
+    """No anchor reaches 0.7: the best becomes positive, even one below 0.3; one of equal overlap does not follow."""
     targets = make_targets([[10, 10, 30, 20], [40, 10, 50, 20]])
     anchors = [[10, 10, 22, 20], [18, 10, 30, 20], [40, 10, 42, 20], [40, 10, 41, 20], [0, 30, 5, 35]]
     label, matched = labels_of(rpn, anchors, targets)

@@ -1,98 +1,61 @@
 """Cityscapes' official layout -> COCO panoptic, where Detectron2's builtin data sets look for it.
 
-Same segments as cityscapesScripts' createPanopticImgs; the label table is read from that package.
+Same segments as cityscapesScripts' createPanopticImgs; the label table is Detectron2's copy of the evaluated labels.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from PIL import Image
 
 from ...errors import UserError
+from ...files import atomic_write
+from ..metadata import VOID_LABEL
+from .id_maps import present_ids, read_instance_png, replace_ids
 from .writer import PanopticImage, write_panoptic_dataset
 
-SPLITS = ("train", "val", "test")
-COARSE_SPLITS = ("train", "train_extra", "val")
+SPLITS = ("train", "train_extra", "val", "test")
+EVALUATED = {category["id"]: category for category in CITYSCAPES_CATEGORIES}
+NUM_LABELS = 34  # 0..33, of which 19 are evaluated
+# The official tools do not draw the label "license plate" (-1); other tools store it, wrapped around.
+LICENSE_PLATE = (255, 65535)
 
 
-@dataclass(frozen=True)
-class Label:
-    """One row of cityscapesScripts' label table."""
-
-    has_instances: bool
-    ignored: bool
+def categories() -> list[dict[str, Any]]:
+    """Categories of the json: the evaluated labels, with the official ids."""
+    return [{key: c[key] for key in ("id", "name", "color", "isthing")} for c in CITYSCAPES_CATEGORIES]
 
 
-def label_table() -> tuple[dict[int, Label], list[dict[str, Any]]]:
-    """Labels by id, and the categories of the json: all labels that are evaluated, ids as in the official tools.
-
-    Raises:
-        UserError: cityscapesScripts is not installed.
-    """
-    try:
-        from cityscapesscripts.helpers.labels import labels
-    except ImportError:
-        raise UserError(
-            "Cityscapes needs the package cityscapesScripts; run `python -m pip install cityscapesscripts`"
-        ) from None
-    categories = [
-        {
-            "id": label.id,
-            "name": label.name,
-            "color": list(label.color),
-            "supercategory": label.category,
-            "isthing": int(label.hasInstances),
-        }
-        for label in labels
-        if not label.ignoreInEval
-    ]
-    return {label.id: Label(label.hasInstances, label.ignoreInEval) for label in labels}, categories
-
-
-def read_instance_png(path: Path) -> np.ndarray:
-    """(H, W) int32 of a 16-bit (or 8-bit) PNG.
-
-    Raises:
-        UserError: missing, corrupt, or with colours instead of numbers.
-    """
-    try:
-        with Image.open(path) as image:
-            array = np.asarray(image)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; the release is incomplete") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); get it again") from None
-    if array.ndim != 2:
-        raise UserError(f"{path} has {array.shape[-1]} channels; an instance map has one")
-    return array.astype(np.int32)
-
-
-def convert_frame(path: Path, labels: dict[int, Label], suffix: str, photo_dir: Path) -> PanopticImage:
+def convert_frame(path: Path, suffix: str, photo_dir: Path) -> PanopticImage:
     """One ``*_instanceIds.png``: pixel = label id, or 1000 * label id + instance.
 
-    A thing's pixels without instance are a crowd region ("group"). Ignored labels are void.
+    A thing's pixels without instance are a crowd region ("group"). Labels that are not evaluated are void. Also
+    writes ``*_labelTrainIds.png``, which Detectron2's builtin data sets ask for, where it is missing.
     """
-    ids = read_instance_png(path)
+    values = read_instance_png(path)
     name = path.name.removesuffix(f"_{suffix}_instanceIds.png")
     photo = f"{path.parent.name}/{name}_leftImg8bit.png"
     if not (photo_dir / photo).is_file():
-        raise UserError(f"{photo_dir / photo}, the photo of {path.name}, does not exist")
+        raise UserError(f"{photo_dir / photo}, the photo of {path.name}, does not exist; get leftImg8bit again")
     segments = []
-    void = np.zeros(0, np.int32)
-    for value in np.unique(ids).tolist():
-        label_id = value if value < 1000 else value // 1000
-        label = labels.get(label_id)
-        if label is None:
-            raise UserError(f"{path} holds value {value}, which is no Cityscapes label")
-        if label.ignored:
-            void = np.append(void, value)
-            continue
-        crowd = int(value < 1000 and label.has_instances)
-        segments.append({"id": value, "category_id": label_id, "iscrowd": crowd})
-    ids[np.isin(ids, void)] = 0
+    train_ids = {}
+    for value in present_ids(values):
+        label = value if value < 1000 else value // 1000
+        if label >= NUM_LABELS and value not in LICENSE_PLATE:
+            raise UserError(f"{path} holds value {value}, which is no Cityscapes label; get it again")
+        category = EVALUATED.get(label)
+        train_ids[value] = category["trainId"] if category else VOID_LABEL
+        if category:
+            crowd = int(value < 1000 and bool(category["isthing"]))
+            segments.append({"id": value, "category_id": label, "iscrowd": crowd})
+    labels = path.with_name(f"{name}_{suffix}_labelTrainIds.png")
+    if not labels.exists():
+        with atomic_write(labels) as file:
+            Image.fromarray(replace_ids(values, train_ids).astype(np.uint8)).save(file, format="PNG")
+    ids = replace_ids(values, {segment["id"]: segment["id"] for segment in segments})
     return PanopticImage(photo, f"{name}_{suffix}_panoptic.png", ids, segments, {"id": name})
 
 
@@ -105,18 +68,18 @@ def prepare_cityscapes(root: str | Path, coarse: bool = False, workers: int | No
         workers: processes; default one per CPU.
 
     Returns:
-        The panoptic jsons; splits without annotations (the test set) are left out.
+        The panoptic jsons of the splits that are there.
 
     Raises:
         UserError: layout not found, or files that are wrong.
     """
     root = Path(root)
     suffix = "gtCoarse" if coarse else "gtFine"
-    labels, categories = label_table()
-    if not (root / suffix).is_dir() or not (root / "leftImg8bit").is_dir():
-        raise UserError(f"{root} has no {suffix}/ and leftImg8bit/; give the folder into which Cityscapes was unpacked")
+    for folder in (root / suffix, root / "leftImg8bit"):
+        if not folder.is_dir():
+            raise UserError(f"{folder} does not exist; give the folder into which Cityscapes was unpacked")
     written = []
-    for split in COARSE_SPLITS if coarse else SPLITS:
+    for split in SPLITS:
         files = sorted((root / suffix / split).glob(f"*/*_{suffix}_instanceIds.png"))
         if not files:
             continue
@@ -124,15 +87,15 @@ def prepare_cityscapes(root: str | Path, coarse: bool = False, workers: int | No
         write_panoptic_dataset(
             files,
             [f.name for f in files],
-            partial(convert_frame, labels=labels, suffix=suffix, photo_dir=root / "leftImg8bit" / split),
+            partial(convert_frame, suffix=suffix, photo_dir=root / "leftImg8bit" / split),
             png_dir=output.with_suffix(""),
             panoptic_json=output,
             instance_json=root / suffix / f"cityscapes_instances_{split}.json",
-            categories=categories,
+            categories=categories(),
             workers=workers,
             description=f"{suffix} {split}",
         )
         written.append(output)
     if not written:
-        raise UserError(f"{root / suffix} holds no *_{suffix}_instanceIds.png; the release is incomplete")
+        raise UserError(f"{root / suffix} holds no *_{suffix}_instanceIds.png; the release is incomplete, get it again")
     return written

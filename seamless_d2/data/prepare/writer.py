@@ -1,15 +1,18 @@
 """Writes a COCO-panoptic data set from a list of items: in parallel, with progress, resumable.
 
-Each finished image leaves its PNG and a small json "part"; the data set's json is written last, from the parts. Both
+Each finished image leaves its PNG and a small json "part"; the data set's json is written last, from the parts. All
 appear only whole, so that a run that was stopped anywhere goes on where it was.
 """
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,13 +20,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ...errors import UserError
 from ...files import atomic_write, write_json
 from ..images import ids_to_rgb
-from ..mapper import label_boxes
+from .id_maps import instance_annotations, measure_segments, thing_categories
 
 Item = TypeVar("Item")
 
@@ -34,7 +36,7 @@ class PanopticImage:
 
     Attributes:
         file_name: of the photo, relative to the image folder.
-        png_name: of the id PNG, relative to the PNG folder.
+        png_name: of the id PNG, relative to the PNG folder; different for each image.
         ids: (H, W) integers, 0 = void, otherwise one of the segments' ids, below 2^24.
         segments: dicts with id, category_id (the data set's) and iscrowd; area and bbox are added by the writer, and
             segments without a pixel are left out.
@@ -46,79 +48,6 @@ class PanopticImage:
     ids: np.ndarray
     segments: list[dict[str, Any]]
     image: dict[str, Any] = field(default_factory=dict)
-
-
-def measure_segments(ids: np.ndarray, segments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The segments that have pixels, with their area and bbox (x, y, width, height).
-
-    Raises:
-        ValueError: the map holds an id that no segment has.
-    """
-    values, labels, areas = np.unique(ids, return_inverse=True, return_counts=True)
-    boxes = label_boxes(labels.reshape(ids.shape), len(values))
-    position = {value: k for k, value in enumerate(values.tolist())}
-    measured = []
-    for segment in segments:
-        k = position.pop(segment["id"], None)
-        if k is not None:
-            x0, y0, x1, y1 = (int(v) for v in boxes[k])
-            measured.append({**segment, "area": int(areas[k]), "bbox": [x0, y0, x1 - x0, y1 - y0]})
-    unknown = set(position) - {0}
-    if unknown:
-        raise ValueError(f"id {min(unknown)} is in the map but not among the segments")
-    return measured
-
-
-def instance_annotations(
-    ids: np.ndarray, segments: Iterable[dict[str, Any]], thing_ids: set[int]
-) -> list[dict[str, Any]]:
-    """COCO instance annotations (compressed RLE) of the thing segments, without id and image_id."""
-    result = []
-    for segment in segments:
-        if segment["category_id"] in thing_ids:
-            rle = coco_mask.encode(np.asfortranarray(ids == segment["id"]))
-            result.append(
-                {
-                    "category_id": segment["category_id"],
-                    "iscrowd": segment["iscrowd"],
-                    "area": segment["area"],
-                    "bbox": segment["bbox"],
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                }
-            )
-    return result
-
-
-def thing_categories(categories: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The categories of an instance json."""
-    return [{"id": c["id"], "name": c["name"], "supercategory": c["name"]} for c in categories if c["isthing"]]
-
-
-def _part_name(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()[:24] + ".json"
-
-
-def _convert_one(
-    convert: Callable[[Item], PanopticImage], item: Item, key: str, png_dir: Path, parts: Path, thing_ids: set[int]
-) -> None:
-    """Convert one item in a worker: PNG first, then its part."""
-    converted = convert(item)
-    ids = np.asarray(converted.ids)
-    segments = measure_segments(ids, converted.segments)
-    with atomic_write(png_dir / converted.png_name) as file:
-        Image.fromarray(ids_to_rgb(ids)).save(file, format="PNG")
-    part = {
-        "image": {
-            **converted.image,
-            "file_name": converted.file_name,
-            "height": int(ids.shape[0]),
-            "width": int(ids.shape[1]),
-        },
-        "file_name": converted.png_name,
-        "segments_info": segments,
-        "instances": instance_annotations(ids, segments, thing_ids),
-    }
-    write_json(parts / _part_name(key), part)
 
 
 def write_panoptic_dataset(
@@ -136,49 +65,53 @@ def write_panoptic_dataset(
     """Convert all items and write the data set.
 
     Args:
-        items: what ``convert`` takes; both must be picklable.
+        items: what ``convert`` takes: paths, or data of which json can be made. Finished work is used again only
+            while these (of paths, the names), the keys and the categories stay as they are.
         keys: a distinct name per item, stable between runs; images get the ids 1, 2, ... in this order unless the
             converted image brings an "id".
-        convert: makes one ``PanopticImage``; a ``UserError`` from it is collected, the others go on.
+        convert: makes one ``PanopticImage``; can be pickled. Its ``UserError``, ``ValueError`` and ``OSError`` are
+            collected while the other items go on.
         png_dir: folder of the id PNGs.
-        panoptic_json: the json, written last; an existing one of the same items means that nothing is to do.
+        panoptic_json: the json, written last; a finished data set of the same items is left alone.
         instance_json: where to write COCO instance annotations of the things; None = nowhere.
         categories: of the json.
         workers: processes; default one per available CPU.
         description: of the progress bar.
 
     Raises:
-        UserError: some items failed (all are named), or the disk is full.
+        UserError: some items failed (all are named), or a process was killed.
     """
     if len(set(keys)) != len(keys):
-        raise UserError(f"{description}: a name occurs twice; names must be distinct")
-    fingerprint = hashlib.sha256(json.dumps([list(keys), categories]).encode()).hexdigest()
-    if _is_finished(panoptic_json, fingerprint) and (instance_json is None or instance_json.is_file()):
+        raise UserError(f"{description}: the name {_first_repeated(keys)} occurs twice; names must be distinct")
+    content = json.dumps([list(keys), list(items), categories], default=lambda path: path.name)
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()
+    if _is_finished(panoptic_json, instance_json, png_dir, fingerprint):
         return
     parts = panoptic_json.with_name(f".{panoptic_json.stem}.parts")
-    if (parts / "fingerprint").is_file() and (parts / "fingerprint").read_text() != fingerprint:
+    stamp = parts / "fingerprint"
+    if parts.is_dir() and (not stamp.is_file() or stamp.read_text() != fingerprint):
         shutil.rmtree(parts)
     parts.mkdir(parents=True, exist_ok=True)
     png_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_write(parts / "fingerprint", "w") as file:
+    with atomic_write(stamp, "w") as file:
         file.write(fingerprint)
     todo = [(i, k) for i, k in zip(items, keys, strict=True) if not (parts / _part_name(k)).is_file()]
     thing_ids = {c["id"] for c in categories if c["isthing"]}
     work = partial(_convert_one, convert, png_dir=png_dir, parts=parts, thing_ids=thing_ids)
-    failures = _run(work, todo, workers, description, total=len(keys))
+    failures = {}
+    with tqdm(total=len(keys), initial=len(keys) - len(todo), desc=description, unit="image") as bar:
+        for number, failure in _run(work, todo, workers, panoptic_json):
+            if failure:
+                failures[number] = f"{todo[number][1]}: {failure}"
+            bar.update()
     if failures:
-        listed = "; ".join(failures[:20]) + ("; ..." if len(failures) > 20 else "")
-        raise UserError(f"{len(failures)} of {len(keys)} {description} failed, the others are done: {listed}")
+        listed = "; ".join(failures[number] for number in sorted(failures))
+        raise UserError(
+            f"{len(failures)} of {len(keys)} images of {panoptic_json} failed (mend their files and run this again, "
+            f"the others are done): {listed}"
+        )
     _assemble(keys, parts, panoptic_json, instance_json, categories, fingerprint)
     shutil.rmtree(parts)
-
-
-def _is_finished(panoptic_json: Path, fingerprint: str) -> bool:
-    try:
-        with open(panoptic_json, encoding="utf-8") as file:
-            return json.load(file).get("info", {}).get("fingerprint") == fingerprint
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def available_cpus() -> int:
@@ -186,35 +119,79 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _first_repeated(names: Sequence[str]) -> str | None:
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
+
+
+def _part_name(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:24] + ".json"
+
+
+def _convert_one(
+    convert: Callable[[Item], PanopticImage], item: Item, key: str, png_dir: Path, parts: Path, thing_ids: set[int]
+) -> None:
+    """Convert one item, in a worker: PNG first, then its part."""
+    converted = convert(item)
+    ids = np.asarray(converted.ids)
+    segments = measure_segments(ids, converted.segments)
+    with atomic_write(png_dir / converted.png_name) as file:
+        Image.fromarray(ids_to_rgb(ids)).save(file, format="PNG")
+    height, width = ids.shape
+    part = {
+        "image": {**converted.image, "file_name": converted.file_name, "height": height, "width": width},
+        "file_name": converted.png_name,
+        "segments_info": segments,
+        "instances": instance_annotations(ids, segments, thing_ids),
+    }
+    write_json(parts / _part_name(key), part)
+
+
+def _is_finished(panoptic_json: Path, instance_json: Path | None, png_dir: Path, fingerprint: str) -> bool:
+    if not panoptic_json.is_file() or (instance_json is not None and not instance_json.is_file()):
+        return False
+    try:
+        with open(panoptic_json, encoding="utf-8") as file:
+            content = json.load(file)
+    except ValueError:
+        return False
+    if not isinstance(content, dict) or content.get("info", {}).get("fingerprint") != fingerprint:
+        return False
+    return all((png_dir / annotation["file_name"]).is_file() for annotation in content["annotations"])
+
+
+def _try(work: Callable[..., None], item: Any, key: str) -> str | None:
+    """What went wrong with an item; other exceptions are bugs and end the run."""
+    try:
+        work(item, key)
+    except (UserError, ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
 def _run(
-    work: Callable[..., None], todo: list[tuple[Any, str]], workers: int | None, description: str, total: int
-) -> list[str]:
-    """Run ``work(item, key)`` for all; one sentence per failure, in the order of the items."""
-    workers = min(workers or available_cpus(), max(len(todo), 1))
-    failures: dict[int, str] = {}
-    with tqdm(total=total, initial=total - len(todo), desc=description, unit="image") as bar:
-        if workers == 1:
-            for number, (item, key) in enumerate(todo):
-                try:
-                    work(item, key)
-                except (UserError, ValueError) as error:
-                    failures[number] = f"{key}: {error}"
-                bar.update()
-        else:
-            with ProcessPoolExecutor(workers) as pool:
-                futures = {pool.submit(work, item, key): n for n, (item, key) in enumerate(todo)}
-                try:
-                    for future in as_completed(futures):
-                        number = futures[future]
-                        try:
-                            future.result()
-                        except (UserError, ValueError) as error:
-                            failures[number] = f"{todo[number][1]}: {error}"
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-    return [failures[n] for n in sorted(failures)]
+    work: Callable[..., None], todo: list[tuple[Any, str]], workers: int | None, panoptic_json: Path
+) -> Iterator[tuple[int, str | None]]:
+    """Run ``work(item, key)`` for all; yields (number, failure) as they finish."""
+    workers = min(workers or available_cpus(), len(todo))
+    if workers <= 1:
+        for number, (item, key) in enumerate(todo):
+            yield number, _try(work, item, key)
+        return
+    # A spawned process would import the whole package again; forked ones share its memory.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(workers, context) as pool:
+        futures = {pool.submit(_try, work, item, key): n for n, (item, key) in enumerate(todo)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process that made {panoptic_json} was killed, perhaps for want of memory; run this again with "
+                "fewer --workers, what is done is kept"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _assemble(
@@ -236,6 +213,10 @@ def _assemble(
         )
         for instance in part["instances"]:
             instances.append({"id": len(instances) + 1, "image_id": image["id"], **instance})
+    for what, names in (("PNG", [a["file_name"] for a in annotations]), ("image id", [i["id"] for i in images])):
+        repeated = _first_repeated(names)
+        if repeated is not None:
+            raise UserError(f"{panoptic_json}: two images would share the {what} {repeated}; rename one of the photos")
     info = {"fingerprint": fingerprint}
     if instance_json is not None:
         write_json(

@@ -1,0 +1,127 @@
+"""The streaming evaluator against Detectron2's, in one and in two processes."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOPanopticEvaluator
+from panopticapi.evaluation import pq_compute
+
+from seamless_d2 import register_panoptic
+from seamless_d2.evaluation import PanopticEvaluator
+
+from ..data.panoptic_files import scene, write_dataset
+from ..data.test_register import unique_name
+
+
+def images(number: int) -> dict:
+    """Scenes that differ in a moved car."""
+    result = {}
+    for k in range(number):
+        ids, segments = scene()
+        ids[30:36, 16 + k : 20 + k] = 1
+        for segment in segments:
+            segment["area"] = int((ids == segment["id"]).sum())
+        result[f"im{k}"] = (ids, segments)
+    return result
+
+
+def prediction(record: dict, seed: int) -> dict:
+    """A prediction with right, shifted, wrong and missing segments."""
+    ids, _ = images(seed + 1)[f"im{seed}"]
+    panoptic = np.zeros(ids.shape, np.int32)
+    for new, old in ((1, 100_000), (2, 300), (3, 1), (4, 70_000)):
+        panoptic[ids == old] = new
+    panoptic[:, : -seed or None] = panoptic[:, seed:]
+    panoptic[15:25, 52:60] = 5  # where the crowd is
+    panoptic[:3, :3] = 6
+    info = [
+        {"id": 1, "isthing": False, "category_id": 1},
+        {"id": 2, "isthing": False, "category_id": 0},
+        {"id": 3, "isthing": True, "category_id": seed % 2},
+        {"id": 4, "isthing": True, "category_id": 0},
+        {"id": 5, "isthing": True, "category_id": 1},
+        {"id": 6, "isthing": True, "category_id": 0},  # on void
+    ]
+    return {"panoptic_seg": (torch.from_numpy(panoptic), info)}
+
+
+def run(evaluator, name: str) -> dict:
+    evaluator.reset()
+    for seed, record in enumerate(DatasetCatalog.get(name)):
+        evaluator.process([record], [prediction(record, seed)])
+    return evaluator.evaluate()["panoptic_seg"]
+
+
+def test_equals_detectron2s_evaluator(tmp_path: Path) -> None:
+    name = unique_name()
+    files = write_dataset(tmp_path / "d", images(5))
+    register_panoptic(name, **files)
+    ours = run(PanopticEvaluator(name, str(tmp_path / "ours"), save_predictions=True), name)
+    theirs = run(COCOPanopticEvaluator(name, str(tmp_path / "theirs")), name)
+    for key, value in theirs.items():
+        assert ours[key] == pytest.approx(value, abs=1e-9)
+    assert 0 < ours["PQ"] < 100 and ours["PQ-person"] < ours["PQ-sky"]
+    # The files that it writes on request say the same to panopticapi.
+    again = pq_compute(
+        str(files["panoptic_json"]),
+        str(tmp_path / "ours" / "predictions.json"),
+        str(files["panoptic_dir"]),
+        str(tmp_path / "ours" / "predictions"),
+    )
+    assert 100 * again["All"]["pq"] == pytest.approx(ours["PQ"], abs=1e-9)
+    with open(tmp_path / "ours" / "per_class.csv", newline="") as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["road", "sky", "car", "person"]
+    assert 100 * float(rows["car"]["pq"]) == pytest.approx(ours["PQ-car"]) and rows["car"]["kind"] == "thing"
+    assert int(rows["road"]["tp"]) + int(rows["road"]["fn"]) == 5
+
+
+def test_nothing_is_written_unless_asked_for(tmp_path: Path) -> None:
+    name = unique_name()
+    register_panoptic(name, **write_dataset(tmp_path / "d", images(2)))
+    run(PanopticEvaluator(name), name)
+    run(PanopticEvaluator(name, str(tmp_path / "out")), name)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["per_class.csv"]
+
+
+WORKER = """
+import sys, json
+from pathlib import Path
+import torch.distributed as dist
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+from seamless_d2 import register_panoptic
+from seamless_d2.evaluation import PanopticEvaluator
+from tests.evaluation.test_panoptic_evaluator import prediction
+rank, root = int(sys.argv[1]), Path(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=2)
+register_panoptic("d", root / "d/images", root / "d/panoptic", root / "d/panoptic.json")
+evaluator = PanopticEvaluator("d")
+for seed, record in enumerate(DatasetCatalog.get("d")):
+    if seed % 2 == rank:
+        evaluator.process([record], [prediction(record, seed)])
+result = evaluator.evaluate()
+assert (result is None) == (rank == 1)
+if rank == 0:
+    (root / "result.json").write_text(json.dumps(result["panoptic_seg"]))
+"""
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    name = unique_name()
+    register_panoptic(name, **write_dataset(tmp_path / "d", images(5)))
+    alone = run(PanopticEvaluator(name), name)
+    environment = {**os.environ, "PYTHONPATH": str(request.config.rootpath)}
+    command = [sys.executable, "-W", "ignore", "-c", WORKER]
+    workers = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    together = json.loads((tmp_path / "result.json").read_text())
+    assert together == pytest.approx(alone, abs=1e-9)

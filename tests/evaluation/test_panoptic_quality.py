@@ -1,0 +1,155 @@
+"""PQ against panopticapi, against published numbers, and against the original's own measure."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from panopticapi.evaluation import pq_compute
+from PIL import Image
+
+from seamless_d2.data.images import ids_to_rgb
+from seamless_d2.data.prepare.writer import measure_segments
+from seamless_d2.errors import UserError
+from seamless_d2.evaluation.from_files import evaluate_files
+from seamless_d2.evaluation.panoptic_quality import PanopticStatistics, Segments, add_image
+
+from ..reference import ASSETS, SHARED
+
+CATEGORIES = [{"id": 3 * i + 2, "name": f"c{i}", "isthing": int(i % 2), "color": [i, i, i]} for i in range(7)]
+
+
+def random_map(random: np.random.RandomState, size: tuple[int, int], crowds: bool) -> tuple[np.ndarray, list[dict]]:
+    """Rectangles of random classes with ids up to 2^24, some void, several crowd regions of a class."""
+    ids = np.zeros(size, np.int64)
+    segments = []
+    # The last class never occurs.
+    for _ in range(random.randint(1, 14)):
+        low, high = [(1, 300), (60_000, 70_000), (1 << 23, 1 << 24)][random.randint(3)]
+        new = random.randint(low, high)
+        category = CATEGORIES[random.randint(6)]
+        y, x = random.randint(size[0]), random.randint(size[1])
+        ids[y : y + random.randint(1, size[0] + 1), x : x + random.randint(1, size[1] + 1)] = new
+        crowd = int(crowds and category["isthing"] and random.rand() < 0.4)
+        segments = [s for s in segments if s["id"] != new] + [
+            {"id": new, "category_id": category["id"], "iscrowd": crowd}
+        ]
+    return ids, measure_segments(ids, segments)
+
+
+def write(root: Path, name: str, images: list[tuple[np.ndarray, list[dict]]]) -> Path:
+    (root / name).mkdir()
+    annotations = []
+    for number, (ids, segments) in enumerate(images):
+        Image.fromarray(ids_to_rgb(ids)).save(root / name / f"{number}.png")
+        annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": segments})
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(len(images))],
+        "annotations": annotations,
+        "categories": CATEGORIES,
+    }
+    (root / f"{name}.json").write_text(json.dumps(content))
+    return root / f"{name}.json"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_maps_equal_panopticapi(tmp_path: Path, seed: int) -> None:
+    random = np.random.RandomState(seed)
+    truth, prediction = [], []
+    for _ in range(8):
+        size = (random.randint(1, 40), random.randint(1, 40))
+        truth.append(random_map(random, size, crowds=True))
+        ids, segments = truth[-1]
+        if random.rand() < 0.7:  # a disturbed copy of the truth, so that there are matches
+            ids = ids.copy()
+            ids[: random.randint(1, size[0] + 1), : random.randint(1, size[1] + 1)] = 0
+            segments = measure_segments(ids, [{**s, "iscrowd": 0} for s in segments])
+            prediction.append((ids, segments))
+        else:
+            prediction.append(random_map(random, size, crowds=False))
+    # Images of one pixel, without truth, and without prediction.
+    one = (np.full((1, 1), 9), [{"id": 9, "category_id": 2, "iscrowd": 0, "area": 1, "bbox": [0, 0, 1, 1]}])
+    empty = (np.zeros((1, 1), np.int64), [])
+    truth += [one, empty, one]
+    prediction += [one, one, empty]
+    files = write(tmp_path, "pred", prediction), write(tmp_path, "truth", truth)
+    result, _ = evaluate_files(*files, workers=1)
+    expected: dict[str, Any] = pq_compute(str(files[1]), str(files[0]))
+    for part in ("All", "Things", "Stuff"):
+        for key in ("pq", "sq", "rq", "n"):
+            assert result[part][key] == pytest.approx(expected[part][key], abs=1e-9)
+    for category, values in expected["per_class"].items():
+        for key in ("pq", "sq", "rq"):
+            assert result["per_class"][category][key] == pytest.approx(values[key], abs=1e-9)
+    assert sum(v["tp"] for v in result["per_class"].values()) > 3
+    # Several processes give the same sums.
+    assert evaluate_files(*files, workers=2)[0] == result
+
+
+PUBLISHED = {
+    "deeplab2/coco_team": {"All": (0.6215629, 0.6466499, 0.9666667)},
+    "deeplab2/coco_three": {"All": (0.7685550, 0.7769174, 0.9888889)},
+    "bdd100k/coco_two": {"All": (0.66463011, 0.68352059, 0.85294118)},
+}
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_published_numbers(shared: Path, case: str) -> None:
+    folder = SHARED.parent / "data" / "pq_cases" / case
+    result, _ = evaluate_files(folder / "pred.json", folder / "gt.json", workers=1)
+    for part, expected in PUBLISHED[case].items():
+        assert [result[part][k] for k in ("pq", "sq", "rq")] == pytest.approx(expected, abs=1e-6)
+    if case == "bdd100k/coco_two":
+        assert result["Things"]["pq"] == pytest.approx(0.82038526, abs=1e-6)
+        assert result["Stuff"]["pq"] == pytest.approx(0.64386275, abs=1e-6)
+
+
+def original_image(data: Any, case: int, part: str) -> tuple[np.ndarray, Segments]:
+    """One map of the original's cases; crowd predictions become void before its measure."""
+    ids = data[f"{case:02d}_{part}_msk"].astype(np.int64).squeeze()
+    classes, crowd = data[f"{case:02d}_{part}_cat"], data[f"{case:02d}_{part}_iscrowd"].astype(bool)
+    used = np.arange(1, len(classes))
+    if part == "pred":
+        ids[np.isin(ids, used[crowd[1:]])] = 0
+        used = used[~crowd[1:]]
+        used = used[np.isin(used, ids)]
+    return ids, Segments(used, classes[used].astype(np.int64), crowd[used] & (part == "gt"))
+
+
+def test_the_originals_own_measure() -> None:
+    data = np.load(ASSETS / "pq_cases.npz")
+    cases = json.loads((ASSETS / "pq_cases.json").read_text())
+    for case in cases:
+        truth_ids, truth = original_image(data, case["case"], "gt")
+        predicted_ids, predicted = original_image(data, case["case"], "pred")
+        statistics = PanopticStatistics(256)
+        add_image(statistics, truth_ids, truth, predicted_ids, predicted, rules="original")
+        for key in ("iou", "tp", "fp", "fn"):
+            assert getattr(statistics, key).sum() == pytest.approx(case[key], abs=1e-4), (case["case"], key)
+
+
+def test_original_mean_counts_absent_classes_as_zero() -> None:
+    statistics = PanopticStatistics(4)
+    statistics.tp[0], statistics.iou[0] = 2, 1.5
+    assert statistics.average()["pq"] == 0.75 and statistics.average()["n"] == 1
+    assert statistics.average(rules="original")["pq"] == 0.75 / 4
+    assert statistics.average(np.array([False, True, True, True])) == {"pq": 0, "sq": 0, "rq": 0, "n": 0}
+
+
+def test_contradictions_are_named(tmp_path: Path) -> None:
+    good = np.ones((2, 2), np.int64), [{"id": 1, "category_id": 2, "iscrowd": 0, "area": 4}]
+    truth = write(tmp_path, "truth", [good])
+    for name, image, words in (
+        ("id", (np.full((2, 2), 5), good[1]), "0.png: the predicted map holds an id"),
+        ("none", (good[0], [*good[1], {"id": 8, "category_id": 2}]), "segment 8 has no pixel"),
+        ("class", (good[0], [{"id": 1, "category_id": 77}]), "category 77"),
+        ("size", (np.ones((3, 2), np.int64), good[1]), "2 x 3 pixels and the truth 2 x 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate_files(write(tmp_path, name, [image]), truth, workers=1)
+    (tmp_path / "few.json").write_text(json.dumps({"annotations": []}))
+    with pytest.raises(UserError, match="no prediction for image 0"):
+        evaluate_files(tmp_path / "few.json", truth)
+    with pytest.raises(UserError, match="nothing.json"):
+        evaluate_files(tmp_path / "nothing.json", truth)
