@@ -34,7 +34,7 @@ lint: install ## check style and formatting
 	.venv/bin/python -m ruff format --check .
 
 benchmark: install ## measure speed and memory
-	.venv/bin/python tools/benchmark.py all
+	.venv/bin/python tools/benchmark.py all --against detectron2
 
 clean: ## remove builds and caches, but not .venv
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """Prepare data sets: every format becomes COCO panoptic (photos, id PNGs, one json), and is checked.
 
-    python tools/prepare_dataset.py cityscapes datasets/cityscapes            # needs pip install cityscapesscripts
+    python tools/prepare_dataset.py cityscapes datasets/cityscapes            # [--coarse]
     python tools/prepare_dataset.py vistas datasets/vistas                    # 1.2 and 2.0, either layout
     python tools/prepare_dataset.py seamseg old_data                          # the original's format -> COCO panoptic
     python tools/prepare_dataset.py seamseg new_data --from train photos/ panoptic/ panoptic.json    # and back
     python tools/prepare_dataset.py polygons export.json --things car,person --images photos --output mine/panoptic.json
-    python tools/prepare_dataset.py validate mine/panoptic.json --images photos [--fix] [--other val.json]
+    python tools/prepare_dataset.py validate mine/panoptic.json --images photos [--fix] [--other val.json val/]
 
 All cores are used (--workers); what is done is skipped, so that a stopped run goes on where it was.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from seamless_d2.data.prepare.cityscapes import prepare_cityscapes
 from seamless_d2.data.prepare.polygons import prepare_polygons
 from seamless_d2.data.prepare.seamseg_format import describe_json, prepare_seamseg, write_seamseg
-from seamless_d2.data.prepare.validate import validate, write_problems
+from seamless_d2.data.prepare.validate import validate
 from seamless_d2.data.prepare.vistas import prepare_vistas
 from seamless_d2.errors import UserError, run_tool
 
@@ -50,9 +50,12 @@ def parse_args() -> argparse.Namespace:
     command.add_argument("--images", type=Path, help="folder of the photos")
     command.add_argument("--panoptic-dir", type=Path, help="folder of the PNGs; default the json's path without .json")
     command.add_argument("--config-file", help="config whose DATASETS.PANOPTIC names the data set")
-    command.add_argument("--other", type=Path, help="json of another split, to find shared photos")
+    command.add_argument(
+        "--other", type=Path, nargs=2, metavar=("JSON", "IMAGES"), help="another split, which must not share photos"
+    )
     command.add_argument("--fix", action="store_true", help="rewrite areas and boxes")
     command.add_argument("--pictures", type=Path, help="folder for a picture per class and a contact sheet")
+    command.add_argument("--workers", type=int, help="processes; default one per CPU")
     command.add_argument("--report", type=Path, help="file for all problems, one json line each")
     return parser.parse_args()
 
@@ -67,18 +70,17 @@ def run_validate(args: argparse.Namespace) -> None:
     elif images is None:
         raise UserError("give the folder of the photos with --images, or the data set's config with --config-file")
     report, categories = validate(
-        panoptic_json, images, pngs, fix=args.fix, other_json=args.other, pictures=args.pictures
+        panoptic_json, images, pngs, fix=args.fix, other=args.other, pictures=args.pictures, workers=args.workers
     )
     print(report.table(categories))
     if report.fixed:
         print(f"{report.fixed} areas and boxes rewritten in {panoptic_json}")
     if args.report:
-        write_problems(report, args.report)
+        report.write(args.report)
     if report.problems:
-        for file, text in report.problems[:50]:
-            print(f"{file}: {text}")
-        shown = min(50, len(report.problems))
-        raise UserError(f"{len(report.problems)} problems in {panoptic_json} ({shown} of them above)")
+        files = report.files()
+        print("\n".join(files))
+        raise UserError(f"{len(report.problems)} problems in {len(files)} files of {panoptic_json}, listed above")
     print(f"{report.images} images, no problem")
 
 

@@ -4,7 +4,7 @@ Such exports mix things and stuff, overlap and know no depth order: larger regio
 regions of one stuff class are one segment.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,36 @@ from ...errors import UserError
 from ..register import read_json
 from .writer import PanopticImage, write_panoptic_dataset
 
+KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "category_id"),
+    "categories": ("id", "name"),
+}
+
 
 def region_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """(H, W) bool of a COCO segmentation: polygons, or RLE compressed or not.
+
+    Polygons of fewer than three points have no area.
 
     Raises:
         ValueError: none of these.
     """
     try:
         if isinstance(segmentation, list):
-            polygons = [p for p in segmentation if len(p) >= 6]
+            polygons = [[float(value) for value in p] for p in segmentation if len(p) >= 6]
             if not polygons:
                 return np.zeros((height, width), bool)
             rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
         elif isinstance(segmentation["counts"], list):
-            rle = coco_mask.frPyObjects(segmentation, height, width)
+            # More runs than pixels would be written past the mask's end.
+            if sum(segmentation["counts"]) != segmentation["size"][0] * segmentation["size"][1]:
+                raise ValueError("its runs do not add up to its size")
+            rle = coco_mask.frPyObjects(segmentation, *segmentation["size"])
         else:
             rle = segmentation
         mask = coco_mask.decode(rle).astype(bool)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
         raise ValueError(f"a segmentation is neither polygons nor RLE ({error})") from None
     if mask.shape != (height, width):
         raise ValueError(f"an RLE is {mask.shape[1]} x {mask.shape[0]} pixels, its image {width} x {height}")
@@ -45,20 +56,43 @@ def convert_image(item: tuple[dict[str, Any], list[dict[str, Any]]], things: set
     """Paint the regions of one image, the largest first."""
     image, annotations = item
     height, width = int(image["height"]), int(image["width"])
-    regions = [(region_mask(a["segmentation"], height, width), a) for a in annotations if a.get("segmentation")]
-    # Equal areas keep their order in the file: the later one is on top.
-    regions.sort(key=lambda region: -int(region[0].sum()))
+    # Masks are drawn twice instead of kept: an image may have hundreds.
+    regions = [a for a in annotations if a.get("segmentation")]
+    areas = [np.count_nonzero(region_mask(a["segmentation"], height, width)) for a in regions]
     ids = np.zeros((height, width), np.int32)
     segments: dict[Any, dict[str, Any]] = {}
-    for number, (mask, annotation) in enumerate(regions):
-        category = annotation["category_id"]
-        key = number if category in things else ("stuff", category)
+    # Of equal areas the later one in the file is on top.
+    for number in sorted(range(len(regions)), key=lambda n: -areas[n]):
+        region = regions[number]
+        category = region["category_id"]
+        isthing = category in things
+        key = number if isthing else ("stuff", category)
         if key not in segments:
-            crowd = int(bool(annotation.get("iscrowd", 0))) if category in things else 0
+            crowd = int(isthing and bool(region.get("iscrowd", 0)))
             segments[key] = {"id": len(segments) + 1, "category_id": category, "iscrowd": crowd}
-        ids[mask] = segments[key]["id"]
+        ids[region_mask(region["segmentation"], height, width)] = segments[key]["id"]
     name = image["file_name"]
     return PanopticImage(name, Path(name).with_suffix(".png").as_posix(), ids, list(segments.values()))
+
+
+def _read(source: Path) -> dict[str, Any]:
+    content = read_json(source, "detection json")
+    for kind, keys in KEYS.items():
+        if not isinstance(content, dict) or not content.get(kind):
+            raise UserError(f"{source} has no {kind}; a COCO detection json has images, annotations and categories")
+        for entry in content[kind]:
+            lacking = [key for key in keys if key not in entry]
+            if lacking:
+                raise UserError(f"{source}: an entry of {kind} has no {lacking[0]}: {str(entry)[:100]}; add it")
+    images = {image["id"] for image in content["images"]}
+    for annotation in content["annotations"]:
+        if annotation["image_id"] not in images:
+            raise UserError(f"{source}: an annotation has image id {annotation['image_id']}, which is not in images")
+    known = {c["id"] for c in content["categories"]}
+    strange = {a["category_id"] for a in content["annotations"]} - known
+    if strange:
+        raise UserError(f"{source}: annotations have category {min(strange)}, which is not in categories; add it")
+    return content
 
 
 def prepare_polygons(
@@ -77,21 +111,18 @@ def prepare_polygons(
         UserError: malformed json, a thing that is no category, photos missing.
     """
     source, output, image_dir = Path(source), Path(output), Path(image_dir)
-    content = read_json(source, "detection json")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not content.get(key):
-            raise UserError(f"{source} has no {key}; a COCO detection json has images, annotations and categories")
-    names = {c["name"]: c["id"] for c in content["categories"]}
+    if output.suffix != ".json" or output.resolve() == source.resolve():
+        raise UserError(f"the output {output} must be another file than {source} and end in .json; choose another name")
+    content = _read(source)
+    # A name may occur twice: as Roboflow's root category and as a class below it.
+    names = {c["name"] for c in content["categories"]}
     unknown = [name for name in things if name not in names]
     if unknown:
-        raise UserError(f"{source} has no category {unknown[0]!r}; its categories are {', '.join(names)}")
-    thing_ids = {names[name] for name in things}
-    used = {a["category_id"] for a in content["annotations"]}
-    strange = used - set(names.values())
-    if strange:
-        raise UserError(f"{source}: annotations have category {min(strange)}, which is not in categories")
+        listed = ", ".join(map(str, sorted(names)))
+        raise UserError(f"{source} has no category {unknown[0]!r}; its categories are {listed}")
+    used = {a["category_id"] for a in content["annotations"] if a.get("segmentation")}
     categories = [
-        {"id": c["id"], "name": c["name"], "isthing": int(c["id"] in thing_ids)}
+        {"id": c["id"], "name": c["name"], "isthing": int(c["name"] in things)}
         | ({"color": c["color"]} if isinstance(c.get("color"), list) else {})
         for c in content["categories"]
         if c["id"] in used
@@ -102,11 +133,15 @@ def prepare_polygons(
     images = content["images"]
     lacking = [i["file_name"] for i in images if not (image_dir / i["file_name"]).is_file()]
     if lacking:
-        raise UserError(f"{len(lacking)} photos of {source} are not in {image_dir}, the first is {lacking[0]}")
+        raise UserError(f"{len(lacking)} photos of {source} are not in {image_dir}: {', '.join(lacking)}")
+    stems = Counter(Path(i["file_name"]).with_suffix("").as_posix() for i in images)
+    twins = [stem for stem, count in stems.items() if count > 1]
+    if twins:
+        raise UserError(f"{source} lists two photos called {twins[0]}; their PNGs would be one file, rename one")
     write_panoptic_dataset(
         [(image, by_image[image["id"]]) for image in images],
         [image["file_name"] for image in images],
-        partial(convert_image, things=thing_ids),
+        partial(convert_image, things={c["id"] for c in categories if c["isthing"]}),
         png_dir=output.with_suffix(""),
         panoptic_json=output,
         instance_json=output.with_name(f"{output.stem}_instances.json"),

@@ -1,25 +1,31 @@
 """Checks a COCO-panoptic data set for everything that later crashes or silently lowers PQ."""
 
+import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
 from ...errors import UserError
 from ...files import atomic_write, write_json
-from ...visualization import contact_sheet, draw_overlay
 from ..images import read_id_map, read_photo
 from ..metadata import Classes
 from ..register import read_json
-from .writer import measure_segments
+from .gallery import SHEET_PICTURES, write_gallery
+from .id_maps import measure_segments, present_ids, replace_ids
+from .writer import map_parallel
 
-SHEET_PICTURES = 12
+KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "file_name", "segments_info"),
+    "categories": ("id", "name", "isthing"),
+}
 
 
 @dataclass
@@ -31,8 +37,8 @@ class Report:
         segments: segments per category id.
         crowds: crowd segments per category id.
         pixels: pixels per category id; 0 = void.
-        images: number of annotated images.
-        fixed: segments whose area or box were rewritten.
+        images: number of images whose PNG could be compared with the json.
+        fixed: areas and boxes that were rewritten.
     """
 
     problems: list[tuple[str, str]] = field(default_factory=list)
@@ -42,106 +48,173 @@ class Report:
     images: int = 0
     fixed: int = 0
 
+    def add(self, other: "Report") -> None:
+        self.problems += other.problems
+        for counter in ("segments", "crowds", "pixels"):
+            getattr(self, counter).update(getattr(other, counter))
+        self.images += other.images
+        self.fixed += other.fixed
+
     def table(self, categories: list[dict[str, Any]]) -> str:
         """Class counts and shares of the area, as text."""
         total = max(sum(self.pixels.values()), 1)
         rows = [
             [
-                c["id"],
-                c["name"],
+                c.get("id"),
+                c.get("name"),
                 "thing" if c.get("isthing") else "stuff",
-                self.segments[c["id"]],
-                self.crowds[c["id"]],
-                f"{100 * self.pixels[c['id']] / total:.2f}",
+                self.segments[c.get("id")],
+                self.crowds[c.get("id")],
+                f"{100 * self.pixels[c.get('id')] / total:.2f}",
             ]
             for c in categories
         ]
-        rows.append([0, "void", "", "", "", f"{100 * self.pixels[0] / total:.2f}"])
+        rows.append(["", "void", "", "", "", f"{100 * self.pixels[None] / total:.2f}"])
         return tabulate(rows, ["id", "class", "kind", "segments", "crowds", "% of pixels"], tablefmt="simple")
 
+    def files(self) -> list[str]:
+        """One line per offending file: its first problem and the number of further ones."""
+        by_file = defaultdict(list)
+        for file, text in self.problems:
+            by_file[file].append(text)
+        return [
+            f"{file}: {texts[0]}" + (f" (and {len(texts) - 1} more)" if len(texts) > 1 else "")
+            for file, texts in by_file.items()
+        ]
 
-def _duplicates(values: Iterable[Any]) -> list[Any]:
+    def write(self, path: str | Path) -> None:
+        """One line of json per problem."""
+        with atomic_write(path, "w") as file:
+            for name, text in self.problems:
+                file.write(json.dumps({"file": name, "problem": text}) + "\n")
+
+
+def _repeated(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 
 
-def _check_json(content: dict[str, Any], source: str, report: Report) -> dict[int, dict[str, Any]]:
-    """Categories by id; problems that need no picture go into the report."""
-
-    def problem(text: str) -> None:
-        report.problems.append((source, text))
-
-    categories = {}
-    for category in content["categories"]:
-        lacking = [key for key in ("id", "name", "isthing") if key not in category]
-        if lacking:
-            problem(f"category {category} has no {', '.join(lacking)}")
-        elif category["id"] in categories:
-            problem(f"category id {category['id']} occurs twice")
-        else:
-            categories[category["id"]] = category
-    for name in _duplicates(c.get("name") for c in content["categories"]):
-        problem(f"two categories are called {name!r}")
-    for image_id in _duplicates(i.get("id") for i in content["images"]):
-        problem(f"image id {image_id} occurs twice")
-    for name in _duplicates(i.get("file_name") for i in content["images"]):
-        problem(f"photo {name} is listed twice")
-    for image_id in _duplicates(a.get("image_id") for a in content["annotations"]):
-        problem(f"image id {image_id} is annotated twice")
-    for name in _duplicates(a.get("file_name") for a in content["annotations"]):
-        problem(f"PNG {name} is used twice")
-    known = {i.get("id") for i in content["images"]}
-    annotated = {a.get("image_id") for a in content["annotations"]}
-    for image_id in sorted(annotated - known, key=str):
-        problem(f"an annotation belongs to image id {image_id}, which is not listed")
-    for image_id in sorted(known - annotated, key=str):
-        problem(f"image id {image_id} has no annotation")
-    return categories
+def _check_json(content: dict[str, Any], source: str) -> tuple[list[tuple[str, str]], dict[str, list[dict]]]:
+    """Problems that need no picture, and the entries that have all their keys."""
+    problems, whole = [], {}
+    for kind, keys in KEYS.items():
+        whole[kind] = []
+        for entry in content[kind]:
+            lacking = [key for key in keys if key not in entry]
+            if lacking:
+                problems.append(f"an entry of {kind} has no {', '.join(lacking)}: {str(entry)[:100]}")
+            else:
+                whole[kind].append(entry)
+    for kind, key, text in (
+        ("categories", "id", "category id {} occurs twice"),
+        ("categories", "name", "two categories are called {}"),
+        ("images", "id", "image id {} occurs twice"),
+        ("images", "file_name", "photo {} is listed twice"),
+        ("annotations", "image_id", "image id {} is annotated twice"),
+        ("annotations", "file_name", "PNG {} belongs to two annotations"),
+    ):
+        problems += [text.format(value) for value in _repeated(entry[key] for entry in whole[kind])]
+    listed = {image["id"] for image in whole["images"]}
+    annotated = {annotation["image_id"] for annotation in whole["annotations"]}
+    problems += [f"image id {i} is annotated but not listed" for i in sorted(annotated - listed, key=str)]
+    problems += [f"image id {i} has no annotation" for i in sorted(listed - annotated, key=str)]
+    return [(source, text) for text in problems], whole
 
 
 def _check_segments(
-    annotation: dict[str, Any], ids: np.ndarray, categories: dict[int, dict[str, Any]], fix: bool, report: Report
+    annotation: dict[str, Any], ids: Any, categories: dict[int, dict[str, Any]], fix: bool, report: Report
 ) -> list[str]:
     """Sentences on one image's segments; counts go into the report, areas and boxes are rewritten with ``fix``."""
     problems = []
-    segments = annotation["segments_info"]
-    for segment_id in _duplicates(s["id"] for s in segments):
-        problems.append(f"segment id {segment_id} is listed twice")
-    values, counts = np.unique(ids, return_counts=True)
-    areas = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    listed = {s["id"] for s in segments}
-    strange = sorted(set(areas) - listed - {0})
+    segments = [s for s in annotation["segments_info"] if "id" in s and "category_id" in s]
+    if len(segments) < len(annotation["segments_info"]):
+        problems.append("a segment has no id or no category_id")
+    listed = [s["id"] for s in segments]
+    problems += [f"segment id {segment_id} is listed twice" for segment_id in _repeated(listed)]
+    if 0 in listed:
+        problems.append("a segment has id 0, which means void")
+    strange = sorted(set(present_ids(ids)) - {0, *listed})
     if strange:
         problems.append(f"id {strange[0]} is in the PNG but not in the json ({len(strange)} such ids)")
-    measured = {s["id"]: s for s in measure_segments(np.where(np.isin(ids, strange), 0, ids), segments)}
-    report.pixels[0] += areas.get(0, 0)
+        ids = replace_ids(ids, {segment_id: segment_id for segment_id in listed})
+    measured = {s["id"]: s for s in measure_segments(ids, segments)}
+    report.pixels[None] += ids.size - sum(s["area"] for s in measured.values())
     for segment in segments:
-        category = categories.get(segment["category_id"])
-        if segment["id"] not in areas:
+        category, true = categories.get(segment["category_id"]), measured.get(segment["id"])
+        if true is None:
             problems.append(f"segment {segment['id']} has no pixel in the PNG")
             continue
         if category is None:
             problems.append(f"segment {segment['id']} has unknown category {segment['category_id']}")
             continue
         report.segments[category["id"]] += 1
-        report.pixels[category["id"]] += areas[segment["id"]]
+        report.pixels[category["id"]] += true["area"]
         if segment.get("iscrowd"):
             report.crowds[category["id"]] += 1
             if not category["isthing"]:
                 problems.append(f"segment {segment['id']} is a crowd of {category['name']}, which is stuff")
-        true = measured[segment["id"]]
         for key in ("area", "bbox"):
-            given = segment.get(key)
-            if given is not None and list(np.ravel(given)) == list(np.ravel(true[key])):
+            # Nothing reads boxes: they may be missing, but not wrong.
+            if segment.get(key) == true[key] or (key == "bbox" and segment.get(key) is None and not fix):
                 continue
             if fix:
                 segment[key] = true[key]
                 report.fixed += 1
-            elif key == "area" or given is not None:
-                problems.append(f"segment {segment['id']} has {key} {given}, its pixels say {true[key]}")
+            else:
+                problems.append(f"segment {segment['id']} has {key} {segment.get(key)}, its pixels say {true[key]}")
     for category, count in Counter(s["category_id"] for s in segments).items():
         if count > 1 and category in categories and not categories[category]["isthing"]:
             problems.append(f"stuff {categories[category]['name']} has {count} segments; it must have one")
     return problems
+
+
+def _check_image(
+    item: tuple[dict[str, Any], dict[str, Any]],
+    categories: dict[int, dict[str, Any]],
+    image_dir: Path,
+    panoptic_dir: Path,
+    fix: bool,
+) -> tuple[Report, dict[str, Any]]:
+    """The report on one image, and its annotation, in which areas and boxes were rewritten with ``fix``."""
+    image, annotation = item
+    report = Report()
+    photo, png = image_dir / image["file_name"], panoptic_dir / annotation["file_name"]
+    size = (image["height"], image["width"])
+    try:
+        read_photo(photo, size)
+    except UserError as error:
+        report.problems.append((str(photo), str(error)))
+    try:
+        ids = read_id_map(png)
+    except UserError as error:
+        report.problems.append((str(png), str(error)))
+        return report, annotation
+    if ids.shape != size:
+        text = f"the PNG is {ids.shape[1]} x {ids.shape[0]} pixels, the json says {size[1]} x {size[0]}"
+        report.problems.append((str(png), text))
+        return report, annotation
+    report.images = 1
+    report.problems += [(str(png), text) for text in _check_segments(annotation, ids, categories, fix, report)]
+    return report, annotation
+
+
+def shared_photos(photos: list[Path], others: list[Path]) -> list[tuple[Path, Path]]:
+    """Pairs of photos with the same bytes, whatever they are called."""
+
+    def by_size(paths: list[Path]) -> dict[int, list[Path]]:
+        sizes = defaultdict(list)
+        for path in paths:
+            if path.is_file():
+                sizes[path.stat().st_size].append(path)
+        return sizes
+
+    pairs, known = [], by_size(others)
+    for size, candidates in by_size(photos).items():
+        digests = {hashlib.sha256(other.read_bytes()).digest(): other for other in known.get(size, [])}
+        for photo in candidates if digests else []:
+            other = digests.get(hashlib.sha256(photo.read_bytes()).digest())
+            if other is not None:
+                pairs.append((photo, other))
+    return pairs
 
 
 def validate(
@@ -150,8 +223,9 @@ def validate(
     panoptic_dir: str | Path | None = None,
     *,
     fix: bool = False,
-    other_json: str | Path | None = None,
+    other: tuple[str | Path, str | Path] | None = None,
     pictures: str | Path | None = None,
+    workers: int | None = None,
 ) -> tuple[Report, list[dict[str, Any]]]:
     """Check a data set.
 
@@ -160,8 +234,9 @@ def validate(
         image_dir: folder of the photos.
         panoptic_dir: folder of the PNGs; default the json's path without ".json".
         fix: rewrite areas and boxes in the json.
-        other_json: json of another split, which must not share photos.
+        other: json and image folder of another split, which must not share photos.
         pictures: folder for one picture per class and a contact sheet; None = none.
+        workers: processes; default one per available CPU.
 
     Returns:
         The report and the categories.
@@ -172,105 +247,45 @@ def validate(
     panoptic_json, image_dir = Path(panoptic_json), Path(image_dir)
     panoptic_dir = Path(panoptic_dir) if panoptic_dir else panoptic_json.with_suffix("")
     content = read_json(panoptic_json, "panoptic json")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+    for key in KEYS:
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(f"{panoptic_json} has no {key}; a COCO-panoptic json has images, annotations, categories")
     report = Report()
-    categories = _check_json(content, panoptic_json.name, report)
-    if other_json is not None:
-        other = {i["file_name"] for i in read_json(other_json, "other json")["images"]}
-        for name in sorted(other & {i["file_name"] for i in content["images"]}):
-            report.problems.append((name, f"the photo is in {Path(other_json).name} too; splits must be apart"))
-    images = {i.get("id"): i for i in content["images"]}
-    gallery = _Gallery(content["categories"])
-    for annotation in tqdm(content["annotations"], desc="validate", unit="image"):
-        image = images.get(annotation.get("image_id"))
-        if image is None:
-            continue
-        report.images += 1
-        png = panoptic_dir / annotation["file_name"]
-        size = (image["height"], image["width"])
-        photo = None
-        try:
-            photo = read_photo(image_dir / image["file_name"], size)
-        except UserError as error:
-            report.problems.append((str(image_dir / image["file_name"]), str(error)))
-        try:
-            ids = read_id_map(png)
-        except UserError as error:
-            report.problems.append((str(png), str(error)))
-            continue
-        if ids.shape != size:
-            text = f"the PNG is {ids.shape[1]} x {ids.shape[0]} pixels, the json says {size[1]} x {size[0]}"
-            report.problems.append((str(png), text))
-            continue
-        sentences = _check_segments(annotation, ids, categories, fix, report)
-        report.problems += [(str(png), text) for text in sentences]
-        if pictures is not None and photo is not None and not sentences:
-            gallery.add(photo, ids, annotation["segments_info"], categories)
+    report.problems, whole = _check_json(content, str(panoptic_json))
+    images = {image["id"]: image for image in whole["images"]}
+    if other is not None:
+        theirs = [Path(other[1]) / i["file_name"] for i in read_json(other[0], "other json")["images"]]
+        for photo, twin in shared_photos([image_dir / i["file_name"] for i in whole["images"]], theirs):
+            report.problems.append((str(photo), f"the same photo is {twin} of {other[0]}; splits must be apart"))
+    categories = {c["id"]: c for c in whole["categories"]}
+    annotations = [a for a in whole["annotations"] if a["image_id"] in images]
+    check = partial(_check_image, categories=categories, image_dir=image_dir, panoptic_dir=panoptic_dir, fix=fix)
+    work = [(images[a["image_id"]], a) for a in annotations]
+    first: list[int] = []  # whole images for the contact sheet
+    best: dict[int, tuple[int, int]] = {}  # category -> its largest area in an image, that image
+    for number, (found, checked) in tqdm(
+        map_parallel(check, work, workers, str(panoptic_json)), desc="validate", unit="image", total=len(work)
+    ):
+        report.add(found)
+        annotations[number].update(checked)
+        if found.images and not found.problems:
+            first = sorted([*first, number])[:SHEET_PICTURES]
+            for category, area in found.pixels.items():
+                if category is not None:
+                    best[category] = max(best.get(category, (0, 0)), (area, -number))
+    report.problems.sort(key=lambda problem: problem[0] != str(panoptic_json))
     if fix and report.fixed:
         write_json(panoptic_json, content)
-    if pictures is not None:
-        gallery.save(Path(pictures))
+    if pictures is not None and first:
+
+        def item(number: int) -> tuple[Path, Path, list[dict[str, Any]]]:
+            image, annotation = work[number]
+            segments = annotations[number]["segments_info"]
+            return image_dir / image["file_name"], panoptic_dir / annotation["file_name"], segments
+
+        classes = Classes.from_categories(list(categories.values()), str(panoptic_json))
+        write_gallery(
+            Path(pictures), [item(n) for n in first], {c: item(-number) for c, (_, number) in best.items()}, classes
+        )
     return report, content["categories"]
-
-
-class _Gallery:
-    """Keeps, per class, the overlay in which it covers most, and the first few overlays."""
-
-    def __init__(self, categories: list[dict[str, Any]]) -> None:
-        self.best: dict[int, tuple[int, np.ndarray]] = {}
-        self.first: list[np.ndarray] = []
-        try:
-            self.classes = Classes.from_categories(categories, "json")
-        except UserError:  # reported elsewhere; there is nothing to draw with
-            self.classes = None
-
-    def add(
-        self, photo: np.ndarray, ids: np.ndarray, segments: list[dict[str, Any]], categories: dict[int, dict[str, Any]]
-    ) -> None:
-        if self.classes is None:
-            return
-        largest = {s["category_id"]: int((ids == s["id"]).sum()) for s in segments}
-        better = [c for c, area in largest.items() if area > self.best.get(c, (0,))[0]]
-        if not better and len(self.first) >= SHEET_PICTURES:
-            return
-        labels = {dataset_id: k for k, dataset_id in enumerate(self.classes.dataset_ids)}
-        order = {s["id"]: k for k, s in enumerate(segments, 1)}
-        values, inverse = np.unique(ids, return_inverse=True)
-        panoptic = np.array([order.get(v, 0) for v in values.tolist()])[inverse].reshape(ids.shape)
-        infos = []
-        for segment in segments:
-            label = labels[segment["category_id"]]
-            thing = label >= self.classes.num_stuff
-            infos.append(
-                {
-                    "id": order[segment["id"]],
-                    "isthing": thing,
-                    "category_id": label - (self.classes.num_stuff if thing else 0),
-                    "area": segment.get("area", 0),
-                }
-            )
-        picture = draw_overlay(photo, panoptic, infos, self.classes)
-        for category in better:
-            self.best[category] = (largest[category], picture)
-        if len(self.first) < SHEET_PICTURES:
-            self.first.append(picture)
-
-    def save(self, folder: Path) -> None:
-        from ...prediction import save_picture
-
-        if self.classes is None:
-            return
-        for category, (_, picture) in sorted(self.best.items()):
-            name = self.classes.names[self.classes.dataset_ids.index(category)].replace("/", "-").replace(" ", "_")
-            save_picture(picture, folder / f"class_{category}_{name}.jpg")
-        if self.first:
-            save_picture(contact_sheet(self.first, columns=3), folder / "contact_sheet.jpg")
-
-
-def write_problems(report: Report, path: str | Path) -> None:
-    """One line of json per problem."""
-    with atomic_write(path, "w") as file:
-        for name, text in report.problems:
-            file.write(json.dumps({"file": name, "problem": text}) + "\n")

@@ -28,6 +28,7 @@ from ..images import ids_to_rgb
 from .id_maps import instance_annotations, measure_segments, thing_categories
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -100,7 +101,7 @@ def write_panoptic_dataset(
     work = partial(_convert_one, convert, png_dir=png_dir, parts=parts, thing_ids=thing_ids)
     failures = {}
     with tqdm(total=len(keys), initial=len(keys) - len(todo), desc=description, unit="image") as bar:
-        for number, failure in _run(work, todo, workers, panoptic_json):
+        for number, failure in map_parallel(partial(_try, work), todo, workers, str(panoptic_json)):
             if failure:
                 failures[number] = f"{todo[number][1]}: {failure}"
             bar.update()
@@ -160,35 +161,38 @@ def _is_finished(panoptic_json: Path, instance_json: Path | None, png_dir: Path,
     return all((png_dir / annotation["file_name"]).is_file() for annotation in content["annotations"])
 
 
-def _try(work: Callable[..., None], item: Any, key: str) -> str | None:
+def _try(work: Callable[..., None], item_and_key: tuple[Any, str]) -> str | None:
     """What went wrong with an item; other exceptions are bugs and end the run."""
     try:
-        work(item, key)
+        work(*item_and_key)
     except (UserError, ValueError, OSError) as error:
         return str(error)
     return None
 
 
-def _run(
-    work: Callable[..., None], todo: list[tuple[Any, str]], workers: int | None, panoptic_json: Path
-) -> Iterator[tuple[int, str | None]]:
-    """Run ``work(item, key)`` for all; yields (number, failure) as they finish."""
-    workers = min(workers or available_cpus(), len(todo))
+def map_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int | None, what: str
+) -> Iterator[tuple[int, Result]]:
+    """(number, ``work(item)``) of all items as they finish.
+
+    Raises:
+        UserError: a process was killed; ``what`` names its task.
+    """
+    workers = min(workers or available_cpus(), len(items))
     if workers <= 1:
-        for number, (item, key) in enumerate(todo):
-            yield number, _try(work, item, key)
+        yield from enumerate(map(work, items))
         return
     # A spawned process would import the whole package again; forked ones share its memory.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context) as pool:
-        futures = {pool.submit(_try, work, item, key): n for n, (item, key) in enumerate(todo)}
+        futures = {pool.submit(work, item): number for number, item in enumerate(items)}
         try:
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                yield futures.pop(future), future.result()
         except BrokenProcessPool:
             raise UserError(
-                f"a process that made {panoptic_json} was killed, perhaps for want of memory; run this again with "
-                "fewer --workers, what is done is kept"
+                f"a process that worked on {what} was killed, perhaps for want of memory; run this again with fewer "
+                "--workers (what is done is kept)"
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

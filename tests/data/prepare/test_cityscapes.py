@@ -48,9 +48,7 @@ FRAMES = [
 
 def polygon_json(objects: list[tuple]) -> dict:
     width, height = SIZE
-    drawn = [
-        {"label": label, "polygon": [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]} for label, x0, y0, x1, y1 in objects
-    ]
+    drawn = [{"label": label, "polygon": [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]} for label, x0, y0, x1, y1 in objects]
     return {"imgWidth": width, "imgHeight": height, "objects": drawn}
 
 
@@ -103,11 +101,9 @@ def test_agrees_with_the_official_script(official, tmp_path) -> None:
     expected = json.loads((theirs / "cityscapes_panoptic_train.json").read_text())
     found = json.loads(path.read_text())
     assert found["annotations"] == expected["annotations"]
-    assert sum(len(a["segments_info"]) for a in found["annotations"]) == 9 + 2 + 0 + 26 - 1
+    assert sum(len(a["segments_info"]) for a in found["annotations"]) == 10 + 0 + 26
     assert sum(s["iscrowd"] for a in found["annotations"] for s in a["segments_info"]) == 2
-    assert found["categories"] == [
-        {k: v for k, v in c.items() if k != "supercategory"} for c in expected["categories"]
-    ]
+    assert found["categories"] == [{k: v for k, v in c.items() if k != "supercategory"} for c in expected["categories"]]
     for ours, other in zip(found["images"], expected["images"], strict=True):
         # The official json names photos that do not exist; ours are relative to leftImg8bit/train.
         assert (official / "leftImg8bit" / "train" / ours.pop("file_name")).is_file()

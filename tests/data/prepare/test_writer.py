@@ -90,9 +90,7 @@ def test_a_finished_set_is_left_alone_until_something_changes(tmp_path) -> None:
 
 
 def test_a_killed_run_goes_on(tmp_path) -> None:
-    process = multiprocessing.get_context("fork").Process(
-        target=write, args=(tmp_path, NAMES), kwargs={"deadly": "20"}
-    )
+    process = multiprocessing.get_context("fork").Process(target=write, args=(tmp_path, NAMES), kwargs={"deadly": "20"})
     process.start()
     process.join(60)
     assert process.exitcode == 9

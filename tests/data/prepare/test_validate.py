@@ -1,0 +1,213 @@
+"""Validation: silent on a clean set, every way of breaking one is found and the file named."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seamless_d2.data.images import ids_to_rgb, read_id_map
+from seamless_d2.data.prepare.validate import validate
+from seamless_d2.errors import UserError
+
+from ..panoptic_files import scene, write_dataset
+
+TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare_dataset.py"
+
+
+class DataSet:
+    """A small clean set that tests break."""
+
+    def __init__(self, root: Path) -> None:
+        ids, segments = scene()
+        for segment in segments:
+            y, x = np.nonzero(ids == segment["id"])
+            x0, y0 = int(x.min()), int(y.min())
+            segment["bbox"] = [x0, y0, int(x.max()) - x0 + 1, int(y.max()) - y0 + 1]
+        plain = np.full((40, 60), 3), [{"id": 3, "category_id": 3, "iscrowd": 0, "area": 2400, "bbox": [0, 0, 60, 40]}]
+        files = write_dataset(root, {"a": (ids, segments), "b": plain})
+        self.images, self.panoptic, self.json = files["image_dir"], files["panoptic_dir"], files["panoptic_json"]
+        Image.fromarray(np.full((40, 60, 3), 9, np.uint8)).save(self.images / "b.png")
+
+    @property
+    def content(self) -> dict:
+        return json.loads(self.json.read_text())
+
+    def edit(self, change) -> None:
+        content = self.content
+        change(content)
+        self.json.write_text(json.dumps(content))
+
+    def edit_ids(self, change) -> None:
+        ids = read_id_map(self.panoptic / "a.png")
+        Image.fromarray(ids_to_rgb(change(ids))).save(self.panoptic / "a.png")
+
+    def problems(self, **options) -> list[tuple[str, str]]:
+        report, _ = validate(self.json, self.images, self.panoptic, workers=1, **options)
+        return [(Path(file).relative_to(self.json.parent).as_posix(), text) for file, text in report.problems]
+
+
+@pytest.fixture
+def data(tmp_path) -> DataSet:
+    return DataSet(tmp_path / "data")
+
+
+def test_a_clean_set(data) -> None:
+    for workers in (1, 2):
+        report, categories = validate(data.json, data.images, data.panoptic, workers=workers)
+        assert report.problems == [] and report.images == 2 and report.fixed == 0
+    assert report.segments == {3: 2, 7: 2, 11: 1, 90: 1}
+    assert report.crowds == {90: 1}
+    ids, _ = scene()
+    assert report.pixels[None] == 36 and report.pixels[3] == 2400 + (ids == 300).sum()
+    assert sum(report.pixels.values()) == 2 * 2400
+    rows = [line.split() for line in report.table(categories).splitlines()]
+    assert ["90", "person", "thing", "1", "1", "1.67"] in rows
+
+
+def first(content: dict) -> dict:
+    return content["annotations"][0]["segments_info"][0]
+
+
+def paint(ids: np.ndarray, value: int, old: int | None = None) -> np.ndarray:
+    if old is None:
+        ids[0, 0] = value
+    else:
+        ids[ids == old] = value
+    return ids
+
+
+JSON = "panoptic.json"
+BREAKS = {
+    "photo missing": (lambda d: (d.images / "a.png").unlink(), "images/a.png", "does not exist"),
+    "photo broken": (lambda d: (d.images / "a.png").write_bytes(b"?"), "images/a.png", "cannot be read"),
+    "photo of another size": (
+        lambda d: Image.new("RGB", (8, 9)).save(d.images / "a.png"),
+        "images/a.png",
+        "8 x 9 pixels but",
+    ),
+    "PNG missing": (lambda d: (d.panoptic / "a.png").unlink(), "panoptic/a.png", "does not exist"),
+    "PNG truncated": (
+        lambda d: (d.panoptic / "a.png").write_bytes((d.panoptic / "a.png").read_bytes()[:90]),
+        "panoptic/a.png",
+        "cannot be read",
+    ),
+    "PNG with a palette": (
+        lambda d: Image.new("P", (60, 40)).save(d.panoptic / "a.png"),
+        "panoptic/a.png",
+        "neither an RGB nor a grey",
+    ),
+    "PNG of another size": (lambda d: d.edit_ids(lambda ids: ids[1:]), "panoptic/a.png", "60 x 39 pixels"),
+    "id in the PNG alone": (lambda d: d.edit_ids(lambda ids: paint(ids, 4321)), "panoptic/a.png", "id 4321 is in"),
+    "id in the json alone": (
+        lambda d: d.edit_ids(lambda ids: paint(ids, 300, old=1)),
+        "panoptic/a.png",
+        "segment 1 has no pixel",
+    ),
+    "wrong area": (lambda d: d.edit(lambda c: first(c).update(area=5)), "panoptic/a.png", "has area 5"),
+    "no area": (lambda d: d.edit(lambda c: first(c).pop("area")), "panoptic/a.png", "has area None"),
+    "wrong box": (lambda d: d.edit(lambda c: first(c).update(bbox=[0, 0, 1, 1])), "panoptic/a.png", "has bbox [0"),
+    "unknown category": (
+        lambda d: d.edit(lambda c: first(c).update(category_id=8)),
+        "panoptic/a.png",
+        "unknown category 8",
+    ),
+    "crowd of stuff": (lambda d: d.edit(lambda c: first(c).update(iscrowd=1)), "panoptic/a.png", "crowd of sky"),
+    "segment twice": (
+        lambda d: d.edit(lambda c: c["annotations"][0]["segments_info"].append(first(c))),
+        "panoptic/a.png",
+        "listed twice",
+    ),
+    "stuff twice": (
+        lambda d: d.edit(lambda c: first(c).update(category_id=3)),
+        "panoptic/a.png",
+        "stuff road has 2 segments",
+    ),
+    "void as a segment": (lambda d: d.edit(lambda c: first(c).update(id=0)), "panoptic/a.png", "means void"),
+    "segment without id": (lambda d: d.edit(lambda c: first(c).pop("id")), "panoptic/a.png", "no id or no"),
+    "image id twice": (lambda d: d.edit(lambda c: c["images"][1].update(id=17)), JSON, "image id 17 occurs twice"),
+    "photo twice": (lambda d: d.edit(lambda c: c["images"][1].update(file_name="a.png")), JSON, "a.png is listed"),
+    "annotated twice": (
+        lambda d: d.edit(lambda c: c["annotations"].append(c["annotations"][0])),
+        JSON,
+        "17 is annotated twice",
+    ),
+    "not annotated": (lambda d: d.edit(lambda c: c["annotations"].pop()), JSON, "image id 18 has no annotation"),
+    "not listed": (lambda d: d.edit(lambda c: c["images"].pop()), JSON, "18 is annotated but not listed"),
+    "image without size": (lambda d: d.edit(lambda c: c["images"][0].pop("width")), JSON, "no width"),
+    "category id twice": (lambda d: d.edit(lambda c: c["categories"][0].update(id=3)), JSON, "id 3 occurs twice"),
+    "category without kind": (lambda d: d.edit(lambda c: c["categories"][0].pop("isthing")), JSON, "no isthing"),
+    "class name twice": (lambda d: d.edit(lambda c: c["categories"][0].update(name="sky")), JSON, "called sky"),
+}
+
+
+@pytest.mark.parametrize("way", BREAKS)
+def test_every_way_of_breaking_is_found(data, way: str) -> None:
+    change, file, words = BREAKS[way]
+    change(data)
+    found = data.problems()
+    assert any(name == file and words in text for name, text in found), found
+
+
+def test_json_that_cannot_be_checked(data) -> None:
+    for content in ("{", "[]", '{"images": [], "annotations": {}, "categories": []}'):
+        data.json.write_text(content)
+        with pytest.raises(UserError, match=r"panoptic\.json"):
+            data.problems()
+
+
+def test_splits_that_share_a_photo(data, tmp_path) -> None:
+    other = DataSet(tmp_path / "other")
+    for name in ("a.png", "b.png"):  # the same names are no problem, the same bytes are
+        Image.effect_noise((60, 40), 50).convert("RGB").save(other.images / name)
+    assert data.problems(other=(other.json, other.images)) == []
+    shutil.copy(data.images / "a.png", other.images / "b.png")
+    ((file, text),) = data.problems(other=(other.json, other.images))
+    assert file == "images/a.png" and "other/images/b.png" in text
+
+
+def test_fix_rewrites_areas_and_boxes_only(data) -> None:
+    before = data.content
+
+    def spoil(content: dict) -> None:
+        first(content).update(area=1, bbox=[1, 2, 3, 4])
+        del content["annotations"][1]["segments_info"][0]["bbox"]
+
+    data.edit(spoil)
+    assert len(data.problems()) == 2
+    for workers in (2, 1):
+        report, _ = validate(data.json, data.images, data.panoptic, fix=True, workers=workers)
+        assert report.problems == []
+        assert report.fixed == (3 if workers == 2 else 0)
+    assert data.content == before
+    assert data.problems() == []
+
+
+def test_pictures(data, tmp_path) -> None:
+    assert data.problems(pictures=tmp_path / "pictures") == []
+    names = sorted(p.name for p in (tmp_path / "pictures").iterdir())
+    assert names == [
+        "class_11_sky.jpg",
+        "class_3_road.jpg",
+        "class_7_car.jpg",
+        "class_90_person.jpg",
+        "contact_sheet.jpg",
+    ]
+    plain = np.asarray(Image.open(tmp_path / "pictures" / "class_3_road.jpg"))
+    # The picture in which the class covers most; small ones are enlarged.
+    assert plain.shape[0] * 60 == plain.shape[1] * 40 and plain[:200].std() < 30
+
+
+def test_the_tool(data, tmp_path) -> None:
+    (data.panoptic / "a.png").unlink()
+    command = [sys.executable, str(TOOL), "validate", str(data.json), "--images", str(data.images), "--workers", "1"]
+    report = tmp_path / "report.jsonl"
+    done = subprocess.run([*command, "--report", str(report)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{data.panoptic / 'a.png'}: panoptic map" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("error: 1 problems in 1 files")
+    assert json.loads(report.read_text())["file"] == str(data.panoptic / "a.png")
