@@ -121,6 +121,8 @@ def prepare_polygons(
         listed = ", ".join(map(str, sorted(names)))
         raise UserError(f"{source} has no category {unknown[0]!r}; its categories are {listed}")
     used = {a["category_id"] for a in content["annotations"] if a.get("segmentation")}
+    if not used:
+        raise UserError(f"{source} has boxes but no segmentation; export the data set with polygons or masks")
     categories = [
         {"id": c["id"], "name": c["name"], "isthing": int(c["name"] in things)}
         | ({"color": c["color"]} if isinstance(c.get("color"), list) else {})
@@ -133,7 +135,8 @@ def prepare_polygons(
     images = content["images"]
     lacking = [i["file_name"] for i in images if not (image_dir / i["file_name"]).is_file()]
     if lacking:
-        raise UserError(f"{len(lacking)} photos of {source} are not in {image_dir}: {', '.join(lacking)}")
+        named = ", ".join(lacking[:10]) + (", ..." if len(lacking) > 10 else "")
+        raise UserError(f"{len(lacking)} photos of {source} are not in {image_dir} (check --images): {named}")
     stems = Counter(Path(i["file_name"]).with_suffix("").as_posix() for i in images)
     twins = [stem for stem, count in stems.items() if count > 1]
     if twins:

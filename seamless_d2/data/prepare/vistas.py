@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import UserError
 from ..images import read_id_map
 from ..register import read_json
-from .cityscapes import read_instance_png
+from .id_maps import present_ids, read_instance_png, replace_ids
 from .writer import PanopticImage, write_panoptic_dataset
 
 SPLITS = ("training", "validation")
@@ -52,7 +52,8 @@ def find_releases(root: Path) -> list[Release]:
         labels = content.get("labels") if isinstance(content, dict) else None
         if not labels or any({"name", "instances", "evaluate", "color"} - set(label) for label in labels):
             raise UserError(f"{root / config} lists no labels with name, instances, evaluate and color; get it again")
-        releases.append(Release(version, labels, folder))
+        if version not in [release.version for release in releases]:
+            releases.append(Release(version, labels, folder))
     if not releases:
         raise UserError(
             f"{root} holds no config json with training/ or validation/ instances; give the folder of Mapillary Vistas"
@@ -80,69 +81,102 @@ def find_photo(folder: Path, stem: str) -> str:
     for suffix in (".jpg", ".png", ".jpeg", ".JPG"):
         if (folder / f"{stem}{suffix}").is_file():
             return f"{stem}{suffix}"
-    raise UserError(f"{folder / stem}.jpg, the photo of {stem}.png, does not exist")
+    raise UserError(f"{folder / stem}.jpg, the photo of {stem}.png, does not exist; get the images again")
 
 
 def convert_instances(path: Path, labels: list[dict[str, Any]], photo_dir: Path) -> PanopticImage:
     """One 16-bit instance PNG: class = value // 256, instance = value % 256."""
     values = read_instance_png(path)
-    present, inverse = np.unique(values, return_inverse=True)
-    ids = np.zeros(len(present), np.int32)
+    new_ids: dict[int, int] = {}
     segments: dict[int, dict[str, Any]] = {}
-    for k, value in enumerate(present.tolist()):
+    for value in present_ids(values):
         index = value // 256
         if index >= len(labels):
             raise UserError(
-                f"{path} holds class {index}, but the config lists {len(labels)} labels; versions are mixed"
+                f"{path} holds class {index}, but the config lists {len(labels)} labels; versions are mixed, get the "
+                "release again"
             )
-        if not labels[index]["evaluate"]:
-            continue
-        # Stuff is one segment whatever its instance numbers; the id is never 0.
-        ids[k] = (value if labels[index]["instances"] else index * 256) + 1
-        segments[ids[k]] = {"id": int(ids[k]), "category_id": index + 1, "iscrowd": 0}
+        if labels[index]["evaluate"]:
+            # Stuff is one segment whatever its instance numbers; the id is never 0.
+            new_ids[value] = (value if labels[index]["instances"] else index * 256) + 1
+            segments[new_ids[value]] = {"id": new_ids[value], "category_id": index + 1, "iscrowd": 0}
     photo = find_photo(photo_dir, path.stem)
-    return PanopticImage(photo, f"{path.stem}.png", ids[inverse].reshape(values.shape), list(segments.values()))
+    return PanopticImage(photo, f"{path.stem}.png", replace_ids(values, new_ids), list(segments.values()))
+
+
+def label_indices(own: list[dict[str, Any]], labels: list[dict[str, Any]], source: str) -> dict[int, int]:
+    """Category ids of a release's panoptic json -> places in its config.
+
+    Raises:
+        UserError: a category that the config does not have.
+    """
+    places = {label.get("readable", label["name"]): k for k, label in enumerate(labels)}
+    places |= {label["name"]: k for k, label in enumerate(labels)}
+    strange = [c["name"] for c in own if c["name"] not in places]
+    if strange:
+        raise UserError(f"{source} has a category {strange[0]!r} that the config lacks; versions are mixed")
+    return {c["id"]: places[c["name"]] for c in own}
 
 
 def convert_panoptic(
-    annotation: dict[str, Any], png_dir: Path, instance_dir: Path, labels: list[dict[str, Any]], photo_dir: Path
+    annotation: dict[str, Any],
+    indices: dict[int, int],
+    png_dir: Path,
+    instance_dir: Path,
+    labels: list[dict[str, Any]],
+    photo_dir: Path,
 ) -> PanopticImage:
     """One entry of the release's own panoptic json, checked against the instance PNG.
 
     Raises:
         UserError: most pixels of a segment have another class in the instance PNG.
     """
-    png = png_dir / annotation["file_name"]
-    ids = read_id_map(png)
-    values = read_instance_png(instance_dir / annotation["file_name"])
+    png, instance_png = png_dir / annotation["file_name"], instance_dir / annotation["file_name"]
+    ids, values = read_id_map(png), read_instance_png(instance_png)
     if values.shape != ids.shape:
-        raise UserError(f"{png} and {instance_dir / annotation['file_name']} have different sizes")
-    evaluated = {i + 1 for i, label in enumerate(labels) if label["evaluate"]}
+        raise UserError(f"{png} and {instance_png} have different sizes; get the release again")
     segments = []
     for segment in annotation["segments_info"]:
-        if segment["category_id"] not in evaluated:
-            ids[ids == segment["id"]] = 0
+        index = indices[segment["category_id"]]
+        if not labels[index]["evaluate"]:
             continue
-        inside = values[ids == segment["id"]] // 256 + 1
-        if len(inside) and (inside == segment["category_id"]).mean() < 0.5:
+        inside = values[ids == segment["id"]] >> 8
+        if 2 * np.count_nonzero(inside == index) < len(inside):
+            other = labels[int(np.bincount(inside).argmax())]["name"]
             raise UserError(
-                f"{png}: segment {segment['id']} is category {segment['category_id']}, but the instance map has "
-                f"{np.bincount(inside).argmax()} there"
+                f"{png}: segment {segment['id']} is {labels[index]['name']}, but {instance_png} has {other} there; get "
+                "the release again"
             )
-        segments.append(
-            {"id": segment["id"], "category_id": segment["category_id"], "iscrowd": int(segment.get("iscrowd", 0))}
-        )
-    stem = Path(annotation["file_name"]).stem
-    return PanopticImage(find_photo(photo_dir, stem), annotation["file_name"], ids, segments)
+        segments.append({"id": segment["id"], "category_id": index + 1, "iscrowd": int(segment.get("iscrowd", 0))})
+    ids = replace_ids(ids, {segment["id"]: segment["id"] for segment in segments})
+    return PanopticImage(find_photo(photo_dir, instance_png.stem), annotation["file_name"], ids, segments)
 
 
-def _own_panoptic(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The release's own panoptic PNG folder and json, where it has them."""
+def _own_panoptic(folder: Path) -> Path | None:
+    """The release's own panoptic json (its PNGs lie beside it), where it has one."""
     for name in ("panoptic_2020.json", "panoptic_2018.json", "panoptic.json"):
         path = folder / "panoptic" / name
         if path.is_file():
-            return folder / "panoptic", read_json(path, "Vistas panoptic json")
+            return path
     return None
+
+
+def _own_items(
+    path: Path, labels: list[dict[str, Any]], files: list[Path]
+) -> tuple[list[dict[str, Any]], dict[int, int]]:
+    """Annotations and ``label_indices`` of the release's own panoptic json.
+
+    Raises:
+        UserError: malformed, or images of ``files`` (the instance PNGs) are missing.
+    """
+    content = read_json(path, "Vistas panoptic json")
+    if not isinstance(content, dict) or not {"annotations", "categories"} <= set(content):
+        raise UserError(f"{path} has no annotations and categories; get the release again")
+    lacking = sorted({f.name for f in files} - {a["file_name"] for a in content["annotations"]})
+    if lacking:
+        raise UserError(f"{path} does not list {lacking[0]} ({len(lacking)} in all); get the release again")
+    indices = label_indices(content["categories"], labels, str(path))
+    return content["annotations"], indices
 
 
 def prepare_vistas(root: str | Path, workers: int | None = None) -> list[Path]:
@@ -166,24 +200,21 @@ def prepare_vistas(root: str | Path, workers: int | None = None) -> list[Path]:
             files = sorted((folder / "instances").glob("*.png"))
             if not files:
                 continue
+            items: list[Any] = files
+            keys = [f.name for f in files]
+            convert = partial(convert_instances, labels=release.labels, photo_dir=photos)
             own = _own_panoptic(folder)
-            if own is None:
-                items: list[Any] = files
-                keys = [f.name for f in files]
-                convert = partial(convert_instances, labels=release.labels, photo_dir=photos)
-            else:
-                items = own[1]["annotations"]
+            if own is not None:
+                items, indices = _own_items(own, release.labels, files)
                 keys = [a["file_name"] for a in items]
                 convert = partial(
                     convert_panoptic,
-                    png_dir=own[0],
+                    indices=indices,
+                    png_dir=own.parent,
                     instance_dir=folder / "instances",
                     labels=release.labels,
                     photo_dir=photos,
                 )
-                lacking = sorted({f.name for f in files} - set(keys))
-                if lacking:
-                    raise UserError(f"{own[0]}'s json does not list {lacking[0]} ({len(lacking)} in all); get it again")
             output = root / f"seamless_{release.version}" / f"panoptic_{split}.json"
             write_panoptic_dataset(
                 items,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -126,9 +127,7 @@ def test_the_result_is_valid_and_trains(tmp_path) -> None:
     report, _ = validate(tmp_path / "panoptic.json", tmp_path / "photos", workers=1)
     assert report.problems == []
     name = unique_name()
-    records = register_panoptic(name, tmp_path / "photos", tmp_path / "panoptic", tmp_path / "panoptic.json")
-    from detectron2.data import DatasetCatalog
-
+    register_panoptic(name, tmp_path / "photos", tmp_path / "panoptic", tmp_path / "panoptic.json")
     records = DatasetCatalog.get(name)
     mapper = SeamlessMapper(is_train=True, augmentations=[], image_format="RGB", num_stuff=1)
     assert [len(mapper(record)["instances"]) for record in records] == [4, 0]
@@ -150,6 +149,7 @@ def test_changed_annotations_are_converted_again(tmp_path) -> None:
         ({"annotations": []}, "has no annotations"),
         ({"annotations": [region(CAR, [box(0, 0, 3, 3)], image=8)]}, "image id 8"),
         ({"annotations": [region(77, [box(0, 0, 3, 3)])]}, "category 77"),
+        ({"annotations": [{"image_id": 1, "category_id": CAR, "bbox": [0, 0, 3, 3]}]}, "has boxes but no segmentation"),
         ({"annotations": [{"image_id": 1}]}, "has no category_id"),
         ({"annotations": [region(CAR, "polygon")]}, "a.jpg: a segmentation is neither"),
         ({"annotations": [region(CAR, {"size": [HEIGHT, WIDTH], "counts": [0, 9999]})]}, "do not add up"),

@@ -1,0 +1,86 @@
+#!/usr/bin/env python
+"""A worked example: label PNGs (one semantic, one instance map per photo) -> COCO panoptic.
+
+    python tools/label_pngs_to_panoptic.py --images photos --semantic labels --instance instances \
+        --classes classes.txt --output mine/panoptic.json
+
+PHOTO.jpg has labels/PHOTO.png with a class number per pixel and, for things, instances/PHOTO.png with a number per
+object (0 = none: such thing pixels become a crowd region). classes.txt has a line "NUMBER NAME thing" or "NUMBER NAME
+stuff" per class; numbers without a line are void. Change `convert` to read what you have; everything else, parallel
+work and resuming included, is `write_panoptic_dataset`.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from seamless_d2.data.prepare.writer import PanopticImage, write_panoptic_dataset
+from seamless_d2.errors import UserError, run_tool
+
+
+def convert(photo: Path, semantic: Path, instance: Path, kinds: dict[int, bool]) -> PanopticImage:
+    """One photo's two maps -> ids and segments; ``kinds`` says for each class number whether it is a thing."""
+    png = f"{photo.stem}.png"
+    for folder in (semantic, instance):
+        if not (folder / png).is_file():
+            raise UserError(f"{folder / png} does not exist")
+    labels = np.asarray(Image.open(semantic / png)).astype(np.int64)
+    objects = np.asarray(Image.open(instance / png)).astype(np.int64)
+    if labels.ndim != 2 or labels.shape != objects.shape:
+        raise UserError(f"{semantic / png} and {instance / png} must have one channel and the same size")
+    ids = np.zeros(labels.shape, np.int32)
+    segments: list[dict[str, Any]] = []
+    for number, isthing in kinds.items():
+        inside = labels == number
+        for object_number in np.unique(objects[inside]) if isthing else [0]:
+            mask = inside & (objects == object_number) if isthing else inside
+            if mask.any():
+                segments.append(
+                    {"id": len(segments) + 1, "category_id": number, "iscrowd": int(isthing and object_number == 0)}
+                )
+                ids[mask] = len(segments)
+    return PanopticImage(photo.name, png, ids, segments)
+
+
+def read_classes(path: Path) -> list[dict[str, Any]]:
+    """Categories of the json from classes.txt."""
+    categories = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            fields = line.split()
+            if len(fields) != 3 or not fields[0].isdigit() or fields[2] not in ("thing", "stuff"):
+                raise UserError(f"{path}: line {line!r} is not 'NUMBER NAME thing' or 'NUMBER NAME stuff'")
+            categories.append({"id": int(fields[0]), "name": fields[1], "isthing": int(fields[2] == "thing")})
+    return categories
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("images", "semantic", "instance", "classes", "output"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    args = parser.parse_args()
+    if not args.classes.is_file():
+        raise UserError(f"{args.classes} does not exist; write a line 'NUMBER NAME thing|stuff' per class")
+    categories = read_classes(args.classes)
+    photos = sorted(p for p in args.images.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not photos:
+        raise UserError(f"{args.images} holds no photos (.jpg, .jpeg, .png)")
+    kinds = {c["id"]: bool(c["isthing"]) for c in categories}
+    write_panoptic_dataset(
+        photos,
+        [p.name for p in photos],
+        partial(convert, semantic=args.semantic, instance=args.instance, kinds=kinds),
+        png_dir=args.output.with_suffix(""),
+        panoptic_json=args.output,
+        instance_json=None,
+        categories=categories,
+    )
+    print(f"wrote {args.output}; check it: tools/prepare_dataset.py validate {args.output} --images {args.images}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
