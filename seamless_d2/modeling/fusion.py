@@ -104,17 +104,16 @@ def fuse_panoptic(
                 "instance_id": instance,
             }
         )
-    free = panoptic_seg == 0
-    # Thing labels all fall into one bin after the stuff classes and stay void.
-    labels = sem_seg.clamp(max=num_stuff)
-    areas = torch.bincount(labels[free], minlength=num_stuff + 1).tolist()
+    # Thing labels and pixels of instances share a bin after the stuff classes; its segment is 0.
+    labels = torch.where(panoptic_seg == 0, sem_seg.clamp(max=num_stuff), num_stuff)
+    areas = torch.bincount(labels.flatten(), minlength=num_stuff + 1).tolist()
     segment_of_label = [0] * (num_stuff + 1)
     for category, area in enumerate(areas[:num_stuff]):
         if area > 0 and area >= stuff_area_thresh:
             segment_of_label[category] = segment = len(segments_info) + 1
             segments_info.append({"id": segment, "isthing": False, "category_id": category, "area": area})
-    stuff = torch.tensor(segment_of_label, dtype=torch.int32, device=sem_seg.device)[labels]
-    return torch.where(free, stuff, panoptic_seg), segments_info
+    table = torch.tensor(segment_of_label, dtype=torch.int32, device=sem_seg.device)
+    return panoptic_seg.add_(table[labels]), segments_info
 
 
 def resize_panoptic(

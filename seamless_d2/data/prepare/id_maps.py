@@ -66,6 +66,23 @@ def replace_ids(ids: np.ndarray, new_ids: dict[int, int]) -> np.ndarray:
     return replaced
 
 
+def count_pairs(ids: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
+    """For each id of a map, how often each label of another map of the same size occurs with it.
+
+    Args:
+        ids: (H, W) integers.
+        labels: (H, W) small integers >= 0.
+    """
+    values, num_labels = present_ids(ids), int(labels.max(initial=0)) + 1
+    table = np.zeros(NUM_IDS, np.int32)
+    table[values] = np.arange(len(values))
+    counts = np.zeros(len(values) * num_labels, np.int64)
+    for rows in _rows(ids):
+        pairs = table[ids[rows]] * num_labels + labels[rows]
+        counts += np.bincount(pairs.ravel(), minlength=len(counts))
+    return dict(zip(values, counts.reshape(-1, num_labels), strict=True))
+
+
 def measure_segments(ids: np.ndarray, segments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The segments that have pixels, with their area and bbox (x, y, width, height).
 

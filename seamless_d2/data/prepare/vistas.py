@@ -5,12 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...errors import UserError
 from ..images import read_id_map
 from ..register import read_json
-from .id_maps import present_ids, read_instance_png, replace_ids
+from .id_maps import count_pairs, present_ids, read_instance_png, replace_ids
 from .writer import PanopticImage, write_panoptic_dataset
 
 SPLITS = ("training", "validation")
@@ -135,14 +133,15 @@ def convert_panoptic(
     ids, values = read_id_map(png), read_instance_png(instance_png)
     if values.shape != ids.shape:
         raise UserError(f"{png} and {instance_png} have different sizes; get the release again")
+    classes = count_pairs(ids, values >> 8)
     segments = []
     for segment in annotation["segments_info"]:
         index = indices[segment["category_id"]]
         if not labels[index]["evaluate"]:
             continue
-        inside = values[ids == segment["id"]] >> 8
-        if 2 * np.count_nonzero(inside == index) < len(inside):
-            other = labels[int(np.bincount(inside).argmax())]["name"]
+        found = classes.get(segment["id"])
+        if found is not None and 2 * found[index : index + 1].sum() < found.sum():
+            other = labels[int(found.argmax())]["name"] if found.argmax() < len(labels) else "no class of the config"
             raise UserError(
                 f"{png}: segment {segment['id']} is {labels[index]['name']}, but {instance_png} has {other} there; get "
                 "the release again"
