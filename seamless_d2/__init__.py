@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 
 from . import modeling  # noqa: F401  (registers the components)
 from .config import add_seamless_config, get_config
-from .data.register import register_panoptic
+from .data import register_panoptic, register_seamseg
 from .prediction import PanopticResult, Predictor
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "add_seamless_config",
     "get_config",
     "register_panoptic",
+    "register_seamseg",
 ]

@@ -71,9 +71,13 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_MASK_HEAD.VOID_IS_BACKGROUND = False
 
     # --- data -------------------------------------------------------------------------------------------------
-    # COCO-panoptic data sets to register: [name, image_dir, panoptic_dir, panoptic_json] each; relative paths are
-    # below $DETECTRON2_DATASETS (default ./datasets).
+    # Data sets to register: [name, image_dir, panoptic_dir, panoptic_json] each, or [name, root, split] for one in the
+    # original's format; relative paths are below $DETECTRON2_DATASETS (default ./datasets).
     cfg.DATASETS.PANOPTIC = []
+    # DATALOADER.SAMPLER_TRAIN may be TrainingSampler, RepeatFactorTrainingSampler (REPEAT_THRESHOLD; counts things and
+    # stuff), RandomSubsetTrainingSampler or GroupedBatchSampler (the original's: whole epochs, no batch mixes landscape
+    # and portrait). Share of the images that RandomSubsetTrainingSampler takes:
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
     # --- evaluation -------------------------------------------------------------------------------------------
     # Also write the predicted maps (COCO panoptic) to OUTPUT_DIR/inference.

@@ -66,7 +66,13 @@ def run_validate(args: argparse.Namespace) -> None:
         from seamless_d2.config import load_config
         from seamless_d2.data.register import panoptic_entry
 
-        images, pngs, panoptic_json = panoptic_entry(load_config(args.config_file), str(args.json))
+        place = panoptic_entry(load_config(args.config_file), str(args.json))
+        if len(place) == 2:
+            raise UserError(
+                f"{args.json} is in the original's format; run `prepare_dataset.py seamseg {place[0]}` and validate "
+                "the json that it writes"
+            )
+        images, pngs, panoptic_json = place
     elif images is None:
         raise UserError("give the folder of the photos with --images, or the data set's config with --config-file")
     report, categories = validate(

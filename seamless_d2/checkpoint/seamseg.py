@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import add_seamless_config, config_file, load_config
 from ..data.metadata import Classes
-from ..data.prepare.seamseg_format import metadata_classes, read_metadata
+from ..data.seamseg_format import metadata_classes, read_metadata
 from ..errors import UserError
 from ..files import atomic_write
 from .checkpointer import load_file

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
 from .metadata import Classes
+from .seamseg_format import register_seamseg
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -116,15 +117,22 @@ def datasets_root() -> Path:
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
-def panoptic_entry(cfg: CfgNode, name: str) -> tuple[Path, Path, Path]:
+def panoptic_entry(cfg: CfgNode, name: str) -> tuple[Path, Path, Path] | tuple[Path, str]:
     """(image_dir, panoptic_dir, panoptic_json) of the data set ``name`` in ``cfg.DATASETS.PANOPTIC``.
+
+    (root, split) of one in the original's format.
 
     Raises:
         UserError: a malformed entry, or none of that name.
     """
     for entry in cfg.DATASETS.PANOPTIC:
-        if not isinstance(entry, (list, tuple)) or len(entry) != 4:
-            raise UserError(f"DATASETS.PANOPTIC: {entry!r} is not [name, image_dir, panoptic_dir, panoptic_json]")
+        if not isinstance(entry, (list, tuple)) or len(entry) not in (3, 4):
+            raise UserError(
+                f"DATASETS.PANOPTIC: {entry!r} is neither [name, image_dir, panoptic_dir, panoptic_json] nor [name, "
+                "root, split] of the original's format"
+            )
+        if entry[0] == name and len(entry) == 3:
+            return datasets_root() / entry[1], str(entry[2])
         if entry[0] == name:
             return tuple(datasets_root() / path for path in entry[1:])
     raise UserError(
@@ -143,4 +151,6 @@ def register_from_config(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> No
     for name in names:
         # A name that the program registered itself need not be listed.
         if name in listed or name not in DatasetCatalog.list():
-            register_panoptic(name, *panoptic_entry(cfg, name))
+            place = panoptic_entry(cfg, name)
+            register = register_seamseg if len(place) == 2 else register_panoptic
+            register(name, *place)

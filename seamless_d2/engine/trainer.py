@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..checkpoint import SeamlessCheckpointer
 from ..data.mapper import SeamlessMapper
+from ..data.sampling import build_train_sampler
 from ..evaluation import build_evaluators
 from .setup import iterations_per_epoch
 from .solver import build_lr_scheduler, build_optimizer
@@ -22,7 +23,9 @@ class SeamlessTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return build_detection_train_loader(cfg, mapper=SeamlessMapper(cfg, True))
+        dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+        sampler = build_train_sampler(cfg, dataset)
+        return build_detection_train_loader(cfg, mapper=SeamlessMapper(cfg, True), dataset=dataset, sampler=sampler)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

@@ -1,6 +1,8 @@
 """Truth in the forms that Detectron2's evaluators read, derived from the panoptic truth."""
 
 import hashlib
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +36,26 @@ class SemanticTruth:
         return labels[inverse].reshape(id_map.shape)
 
 
+def _fingerprint(dataset_name: str) -> str:
+    """Of the panoptic json, or of all masks where a data set has none (``register_seamseg``)."""
+    source = MetadataCatalog.get(dataset_name).get("panoptic_json")
+    if source:
+        content = Path(source).read_bytes()
+    else:
+        records = DatasetCatalog.get(dataset_name)
+        written = [os.stat(record["pan_seg_file_name"]).st_mtime_ns for record in records]
+        content = json.dumps([records, written]).encode()
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 def write_instance_json(dataset_name: str, output_dir: str | Path) -> Path:
     """Write the things of a panoptic data set as COCO instance annotations (RLE), crowd included.
 
-    The file's name holds a fingerprint of the panoptic json, so that a changed data set never meets an old file.
+    The file's name holds a fingerprint of the data set, so that a changed data set never meets an old file.
     Returns the path; an existing file is kept.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    fingerprint = hashlib.sha256(Path(metadata.panoptic_json).read_bytes()).hexdigest()[:12]
-    path = Path(output_dir) / f"{dataset_name}_instances_{fingerprint}.json"
+    path = Path(output_dir) / f"{dataset_name}_instances_{_fingerprint(dataset_name)}.json"
     if path.is_file():
         return path
     dataset_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}

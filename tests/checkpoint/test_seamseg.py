@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from seamless_d2 import add_seamless_config
 from seamless_d2.checkpoint import load_weights
 from seamless_d2.checkpoint.seamseg import convert, export
-from seamless_d2.data.prepare.seamseg_format import read_metadata
+from seamless_d2.data.seamseg_format import read_metadata
 from seamless_d2.errors import UserError
 
 from .original_files import ini_text, metadata_bytes, save, small_model, snapshot_content

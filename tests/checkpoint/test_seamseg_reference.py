@@ -14,7 +14,7 @@ from PIL import Image
 from seamless_d2 import add_seamless_config
 from seamless_d2.checkpoint import load_weights
 from seamless_d2.checkpoint.seamseg import MODULES, convert
-from seamless_d2.data.prepare.seamseg_format import read_metadata
+from seamless_d2.data.seamseg_format import read_metadata
 
 from ..reference import fill
 

@@ -48,7 +48,8 @@ def test_overlap_exactly_at_the_threshold(groups: Tensor | None) -> None:
 
 def test_groups_far_from_the_origin() -> None:
     """Classes are kept apart without rounding the overlaps of large coordinates."""
-    boxes = HALF + torch.tensor([8192.0, 4096.0, 8192.0, 4096.0])
+    # Fractions that float32 cannot hold at the shifted places.
+    boxes = HALF / 16 + torch.tensor([8192.0, 4096.0, 8192.0, 4096.0])
     scores = torch.tensor([0.9, 0.8, 0.7])
     for group in (0, 150):
         groups = torch.full((3,), group)

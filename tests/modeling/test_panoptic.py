@@ -135,17 +135,24 @@ def test_requested_size(toy_cfg: CfgNode, fuse_at: str, size: tuple[int, int]) -
 def test_thresholds_come_from_the_config(toy_cfg: CfgNode) -> None:
     image = [{"image": make_image()}]
     model = make_model(toy_cfg)
-    scores = torch.tensor([s["score"] for s in model(image)[0]["panoptic_seg"][1] if s["isthing"]])
-    areas = [s["area"] for s in model(image)[0]["panoptic_seg"][1] if not s["isthing"]]
+    sem_seg = model(image)[0]["sem_seg"].argmax(dim=0)
+    (detections,), _ = model.inference(image, do_postprocess=False)
+    rows = [detections.get(k) for k in ("pred_boxes", "pred_classes", "scores", "mask_logits")]
+
+    def fuse(score: float, overlap: float, area: int) -> list[dict]:
+        thresholds = {"score_thresh": score, "overlap_thresh": overlap, "stuff_area_thresh": area}
+        return fuse_panoptic(sem_seg, rows[0].tensor, *rows[1:], num_stuff=STUFF, **thresholds)[1]
+
+    score, overlap = detections.scores.median().item(), 0.4
+    area = 1 + max(s["area"] for s in fuse(score, overlap, 1) if not s["isthing"])
+    expected = fuse(score, overlap, area)
+    # Each of the three has an effect here.
+    assert expected not in (fuse(0.0, overlap, area), fuse(score, 0.9, area), fuse(score, overlap, 1))
     combine = toy_cfg.MODEL.PANOPTIC_FPN.COMBINE
-    combine.INSTANCES_CONFIDENCE_THRESH = scores.median().item()
-    combine.STUFF_AREA_LIMIT, combine.OVERLAP_THRESH = max(areas), 0.25
+    combine.INSTANCES_CONFIDENCE_THRESH, combine.OVERLAP_THRESH, combine.STUFF_AREA_LIMIT = score, overlap, area
     other = build_model(toy_cfg).eval()
     other.load_state_dict(model.state_dict())
-    segments_info = other(image)[0]["panoptic_seg"][1]
-    assert all(s["score"] > scores.median() if s["isthing"] else s["area"] >= max(areas) for s in segments_info)
-    assert 0 < len(segments_info) < len(scores) + len(areas)
-    assert other.combine_overlap_thresh == 0.25
+    assert other(image)[0]["panoptic_seg"][1] == expected
 
 
 @pytest.mark.parametrize(
@@ -210,6 +217,12 @@ def test_images_of_different_sizes(toy_cfg: CfgNode) -> None:
     for output, size in zip(outputs, [(100, 192), (67, 101), (33, 20)], strict=True):
         check_output(output, *size)
     check_equal(outputs[1], model([inputs[1]])[0])
+    # The scores are those of the padded batch, without the padding.
+    _, logits = model.inference(inputs, do_postprocess=False)
+    padded = F.interpolate(logits, size=(67, 101), mode="bilinear")
+    for i, (output, (h, w)) in enumerate(zip(outputs, [(50, 96), (67, 101), (67, 40)], strict=True)):
+        expected = F.interpolate(padded[i : i + 1, :, :h, :w], size=output["sem_seg"].shape[1:], mode="bilinear")
+        assert torch.allclose(output["sem_seg"], expected[0], atol=1e-5)
     # The padding is no multiple of anything, and zero after normalisation.
     padded = model.preprocess_image(inputs)
     assert padded.tensor.shape == (3, 3, 67, 101)

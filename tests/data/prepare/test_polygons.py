@@ -156,7 +156,11 @@ def test_changed_annotations_are_converted_again(tmp_path) -> None:
         ({"annotations": [region(CAR, {"size": [2, 2], "counts": [0, 4]})]}, "2 x 2 pixels, its image 60 x 40"),
         ({"images": [{"id": 1, "file_name": "x.jpg", "height": 4, "width": 4}]}, "1 photos .*: x.jpg"),
         (
-            {"images": [{"id": i, "file_name": f"a.{s}", "height": 4, "width": 4} for i, s in ((1, "jpg"), (2, "png"))]},
+            {
+                "images": [
+                    {"id": i, "file_name": f"a.{s}", "height": 4, "width": 4} for i, s in ((1, "jpg"), (2, "png"))
+                ]
+            },
             "two photos called a",
         ),
     ],

@@ -97,7 +97,9 @@ def check(path: Path, photos: Path) -> dict:
 def test_versions_and_layouts(tmp_path, version: str, folder: str, config: str, own: bool) -> None:
     annotations = write_release(tmp_path, version, folder, config)
     if own:
-        add_panoptic(annotations, "panoptic_2020.json" if version == "v2.0" else "panoptic_2018.json", version == "v1.2")
+        add_panoptic(
+            annotations, "panoptic_2020.json" if version == "v2.0" else "panoptic_2018.json", version == "v1.2"
+        )
     (path,) = prepare_vistas(tmp_path, workers=1)
     assert path == tmp_path / f"seamless_{version}" / "panoptic_training.json"
     content = check(path, tmp_path / "training" / "images")
