@@ -25,7 +25,16 @@ class SeamlessTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
         sampler = build_train_sampler(cfg, dataset)
-        return build_detection_train_loader(cfg, mapper=SeamlessMapper(cfg, True), dataset=dataset, sampler=sampler)
+        # Batches that the sampler has grouped already must not be grouped again.
+        grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING and cfg.DATALOADER.SAMPLER_TRAIN != "GroupedBatchSampler"
+        return build_detection_train_loader(
+            dataset,
+            mapper=SeamlessMapper(cfg, True),
+            sampler=sampler,
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            aspect_ratio_grouping=grouping,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

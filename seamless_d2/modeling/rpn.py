@@ -142,13 +142,21 @@ class SeamlessRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Best anchors of all levels together, decoded, clipped, one joint NMS; by descending score."""
+        """Best anchors of all levels together, decoded, clipped, one joint NMS; by descending score.
+
+        A minimal size is applied before the best are chosen, as in the original; without one, boxes without area are
+        dropped afterwards.
+        """
         all_anchors = Boxes.cat(anchors).tensor
         logits, deltas = cat(pred_objectness_logits, dim=1).float(), cat(pred_anchor_deltas, dim=1).float()
-        num_pre = min(self.pre_nms_topk[self.training], logits.shape[1])
         proposals = []
         for scores, image_deltas, image_size in zip(logits, deltas, image_sizes, strict=True):
-            scores, index = scores.topk(num_pre)
+            if self.min_box_size > 0:
+                boxes = Boxes(self.box2box_transform.apply_deltas(image_deltas, all_anchors))
+                boxes.clip(image_size)
+                scores, index = self._best(scores, _sides(boxes) >= self.min_box_size)
+            else:
+                scores, index = self._best(scores, None)
             boxes = Boxes(self.box2box_transform.apply_deltas(image_deltas[index], all_anchors[index]))
             finite = torch.isfinite(boxes.tensor).all(dim=1) & torch.isfinite(scores)
             if not finite.all():
@@ -156,14 +164,9 @@ class SeamlessRPN(RPN):
                     raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
                 boxes, scores = boxes[finite], scores[finite]
             boxes.clip(image_size)
-            sides = boxes.tensor[:, 2:] - boxes.tensor[:, :2]
-            if self.min_box_size > 0:
-                keep = (sides >= self.min_box_size).all(dim=1)
-            elif self.original_conventions:
-                keep = torch.ones_like(scores, dtype=torch.bool)
-            else:
-                keep = (sides > 0).all(dim=1)
-            boxes, scores = boxes[keep], scores[keep]
+            if not self.original_conventions:
+                keep = _sides(boxes) > 0
+                boxes, scores = boxes[keep], scores[keep]
             kept = batched_nms(boxes.tensor, scores, None, self.nms_thresh, self.original_conventions)
             kept = kept[: self.post_nms_topk[self.training]]
             result = Instances(image_size)
@@ -171,3 +174,15 @@ class SeamlessRPN(RPN):
             result.objectness_logits = scores[kept]
             proposals.append(result)
         return proposals
+
+    def _best(self, scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The highest of the allowed scores and their rows, at most ``pre_nms_topk``."""
+        rows = None if allowed is None else allowed.nonzero()[:, 0]
+        candidates = scores if rows is None else scores[rows]
+        best, index = candidates.topk(min(self.pre_nms_topk[self.training], len(candidates)))
+        return best, index if rows is None else rows[index]
+
+
+def _sides(boxes: Boxes) -> Tensor:
+    """(N,) the shorter side of each box."""
+    return (boxes.tensor[:, 2:] - boxes.tensor[:, :2]).amin(dim=1)

@@ -112,6 +112,8 @@ result = evaluator.evaluate()
 assert (result is None) == (rank == 1)
 if rank == 0:
     (root / "result.json").write_text(json.dumps(result["panoptic_seg"]))
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
