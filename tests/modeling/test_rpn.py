@@ -198,6 +198,9 @@ def test_boxes_without_area(rpn: SeamlessRPN, toy_cfg: CfgNode) -> None:
     for model in (rpn, original):
         model.min_box_size = 10
         assert propose(model, [boxes], [logits]).objectness_logits.tolist() == [2, 1]
+        # The size is asked for before the best are chosen, so that small boxes do not use up the places.
+        model.pre_nms_topk[False] = 1
+        assert propose(model, [boxes], [logits]).objectness_logits.tolist() == [2]
         model.min_box_size = 10.5
         assert propose(model, [boxes], [logits]).objectness_logits.tolist() == []
 
