@@ -65,7 +65,7 @@ def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path)
         png = str(panoptic_dir / annotation["file_name"])
         records.append(
             {
-                "file_name": str(image_dir / image["file_name"]),
+                "file_name": str(image_dir / _photo_name(image["file_name"])),
                 "image_id": image["id"],
                 "height": image["height"],
                 "width": image["width"],
@@ -77,6 +77,13 @@ def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path)
     if not records:
         raise UserError(f"{panoptic_json} has no annotations; nothing can be trained or evaluated on it")
     return records, classes
+
+
+def _photo_name(name: str) -> str:
+    """The photo's path; the official Cityscapes json states CITY_..._gtFine_leftImg8bit.png, which does not exist."""
+    if name.endswith("_gtFine_leftImg8bit.png") and "/" not in name:
+        return f"{name.split('_')[0]}/{name.replace('_gtFine_leftImg8bit', '_leftImg8bit')}"
+    return name
 
 
 def register_panoptic(name: str, image_dir: str | Path, panoptic_dir: str | Path, panoptic_json: str | Path) -> None:
@@ -141,8 +148,35 @@ def panoptic_entry(cfg: CfgNode, name: str) -> tuple[Path, Path, Path] | tuple[P
     )
 
 
+def adopt_builtin(name: str) -> None:
+    """Register one of Detectron2's builtin panoptic data sets anew, with this package's convention of class ids.
+
+    Detectron2 numbers the classes of ``cityscapes_fine_panoptic_*`` and ``coco_2017_*_panoptic`` in other ways, which
+    our mapper would misread; files and name stay. Other data sets are left alone.
+
+    Raises:
+        UserError: the data set's files are missing.
+    """
+    metadata = MetadataCatalog.get(name)
+    keys = ("panoptic_json", "panoptic_root", "image_root", "thing_dataset_id_to_contiguous_id", "stuff_classes")
+    if not all(hasattr(metadata, key) for key in keys):
+        return
+    things, stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
+    ours = sorted(things.values()) == list(range(len(things))) and set(things) <= set(stuff)
+    ours = ours and all(stuff[i] == label + len(stuff) - len(things) for i, label in things.items())
+    if ours:
+        return
+    image_root, panoptic_root, panoptic_json = metadata.image_root, metadata.panoptic_root, metadata.panoptic_json
+    instances = metadata.get("json_file", None)
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    register_panoptic(name, image_root, panoptic_root, panoptic_json)
+    if instances and Path(instances).is_file():
+        MetadataCatalog.get(name).json_file = instances
+
+
 def register_from_config(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> None:
-    """Register those entries of ``cfg.DATASETS.PANOPTIC`` that ``names`` lists.
+    """Register those entries of ``cfg.DATASETS.PANOPTIC`` that ``names`` lists; Detectron2's builtin names work too.
 
     Raises:
         UserError: a malformed entry, or a name that is neither listed nor registered.
@@ -154,3 +188,5 @@ def register_from_config(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> No
             place = panoptic_entry(cfg, name)
             register = register_seamseg if len(place) == 2 else register_panoptic
             register(name, *place)
+        else:
+            adopt_builtin(name)

@@ -5,6 +5,7 @@ import uuid
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_panoptic
 
 from seamless_d2 import get_config, register_panoptic
 from seamless_d2.data.metadata import Classes, register_classes
@@ -130,3 +131,54 @@ def test_classes_survive_the_yaml_and_reach_the_catalogue(tmp_path) -> None:
     loaded.MODEL.SEAMLESS.THING_CLASSES = ["car"]
     with pytest.raises(UserError, match="THING_CLASSES"):
         register_classes(loaded)
+
+
+def test_builtin_coco_names_get_our_convention(tmp_path) -> None:
+    """Registered as Detectron2 registers coco_2017_*_panoptic: things first, unified ids."""
+    name = unique_name()
+    files = write_dataset(tmp_path / "d", {"a": scene()})
+    metadata = {
+        "thing_classes": ["car", "person"],
+        "stuff_classes": ["car", "road", "person", "sky"],
+        "thing_dataset_id_to_contiguous_id": {7: 0, 90: 2},
+        "stuff_dataset_id_to_contiguous_id": {3: 1, 11: 3},
+    }
+    register_coco_panoptic(
+        name, metadata, str(files["image_dir"]), str(files["panoptic_dir"]), str(files["panoptic_json"]), "none.json"
+    )
+    cfg = config_for()
+    register_from_config(cfg, [name])
+    adopt_classes(cfg, [name])
+    assert cfg.MODEL.SEAMLESS.STUFF_CLASSES == ["road", "sky", "car", "person"]
+    (record,) = DatasetCatalog.get(name)
+    assert {(s["isthing"], s["category_id"]) for s in record["segments_info"]} == {
+        (False, 0),
+        (False, 1),
+        (True, 0),
+        (True, 1),
+    }
+    assert not hasattr(MetadataCatalog.get(name), "json_file")  # it does not exist; ours is derived
+    # Ours are left alone.
+    register_from_config(cfg, [name])
+    assert DatasetCatalog.get(name) == [record]
+
+
+def test_builtin_cityscapes_names_find_the_photos(tmp_path) -> None:
+    name = unique_name()
+    files = write_dataset(tmp_path / "d", {"aachen_000000_000019": scene()})
+    (files["image_dir"] / "aachen").mkdir()
+    photo = files["image_dir"] / "aachen" / "aachen_000000_000019_leftImg8bit.png"
+    (files["image_dir"] / "aachen_000000_000019.png").rename(photo)
+    edit(files, lambda c: c["images"][0].update(file_name="aachen_000000_000019_gtFine_leftImg8bit.png"))
+    DatasetCatalog.register(name, lambda: [])
+    MetadataCatalog.get(name).set(
+        panoptic_json=str(files["panoptic_json"]),
+        panoptic_root=str(files["panoptic_dir"]),
+        image_root=str(files["image_dir"]),
+        thing_classes=["car", "person"],
+        stuff_classes=["road", "sky"],
+        thing_dataset_id_to_contiguous_id={7: 11, 90: 12},
+        stuff_dataset_id_to_contiguous_id={3: 0, 11: 1},
+    )
+    register_from_config(config_for(), [name])
+    assert DatasetCatalog.get(name)[0]["file_name"] == str(photo)
