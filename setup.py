@@ -61,7 +61,6 @@ setup(
     extras_require={
         "dev": ["pytest>=7.4", "ruff>=0.9", "build>=1.0", "setuptools>=70.1", "cityscapesscripts>=2.2"],
         # only to compare with: the preparation of Cityscapes needs no package of its own
-        "cityscapes": ["cityscapesscripts>=2.2"],
         "fast": ["hotcoco>=1.3"],
     },
     zip_safe=False,
