@@ -59,8 +59,8 @@ setup(
         "msgpack>=1.0",
     ],
     extras_require={
+        # cityscapesscripts only to compare with: the preparation of Cityscapes needs no package of its own
         "dev": ["pytest>=7.4", "ruff>=0.9", "build>=1.0", "setuptools>=70.1", "cityscapesscripts>=2.2"],
-        # only to compare with: the preparation of Cityscapes needs no package of its own
         "fast": ["hotcoco>=1.3"],
     },
     zip_safe=False,
