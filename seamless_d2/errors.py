@@ -15,10 +15,17 @@ class UserError(Exception):
 
 
 def run_tool(main: Callable[[], object]) -> None:
-    """Run a tool's ``main``: a :class:`UserError` becomes one line on stderr and exit code 1, Ctrl-C exit code 130."""
+    """Run a tool's ``main``: a :class:`UserError` becomes one line on stderr and exit code 1, Ctrl-C exit code 130.
+
+    So does a file that the system refuses (no permission, disk full, not a folder).
+    """
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}; check the path, its permissions and the free disk space")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -22,6 +22,15 @@ def test_other_errors_are_not_hidden() -> None:
         run_tool(lambda: 1 / 0)
 
 
+def test_a_file_that_the_system_refuses(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        run_tool(lambda: (tmp_path / "file" / "deeper").mkdir())
+    assert str(stop.value.code).startswith(f"error: {tmp_path}/file/deeper: Not a directory; check the path")
+    with pytest.raises(OSError):
+        run_tool(lambda: (_ for _ in ()).throw(OSError("no file in it")))
+
+
 def test_interruption() -> None:
     def main() -> None:
         raise KeyboardInterrupt

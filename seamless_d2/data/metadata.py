@@ -17,6 +17,12 @@ Color = tuple[int, int, int]
 VOID_LABEL = 255
 
 
+def default_colors(count: int) -> list[Color]:
+    """Detectron2's colours for classes that bring none, repeated where there are too few."""
+    palette = colormap(rgb=True, maximum=255).astype(int).tolist()
+    return [tuple(palette[i % len(palette)]) for i in range(count)]
+
+
 @dataclass(frozen=True)
 class Classes:
     """Classes of a data set in semantic order (stuff, then things); colours are RGB 0..255."""
@@ -45,8 +51,8 @@ class Classes:
         if len(set(ids)) != len(ids):
             raise UserError(f"{source}: a category id occurs twice; ids must be unique")
         ordered = [c for c in categories if not c["isthing"]] + [c for c in categories if c["isthing"]]
-        palette = colormap(rgb=True, maximum=255).astype(int).tolist()
-        colors = [tuple(map(int, c.get("color") or palette[i % len(palette)])) for i, c in enumerate(ordered)]
+        defaults = default_colors(len(ordered))
+        colors = [tuple(map(int, c.get("color") or default)) for c, default in zip(ordered, defaults, strict=True)]
         return cls(
             names=[str(c["name"]) for c in ordered],
             colors=colors,
@@ -72,8 +78,7 @@ class Classes:
                 f"model has {total} and {num_things}; make MODEL.SEAMLESS.STUFF_CLASSES (all) and THING_CLASSES agree "
                 "with MODEL.SEM_SEG_HEAD.NUM_CLASSES and MODEL.ROI_HEADS.NUM_CLASSES"
             )
-        palette = colormap(rgb=True, maximum=255).astype(int).tolist()
-        colors = s.STUFF_COLORS or [palette[i % len(palette)] for i in range(total)]
+        colors = s.STUFF_COLORS or default_colors(total)
         return cls(
             names=list(s.STUFF_CLASSES),
             colors=[tuple(c) for c in colors],
