@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ...visualization import contact_sheet, draw_overlay
 from ..images import read_id_map, read_photo
@@ -26,12 +25,6 @@ def overlay(photo_file: Path, png_file: Path, segments: list[dict[str, Any]], cl
         infos.append({**segment, "id": number, "isthing": thing, "category_id": category, "source": segment["id"]})
     panoptic = replace_ids(ids, {info["source"]: info["id"] for info in infos})
     return draw_overlay(read_photo(photo_file, ids.shape), panoptic, infos, classes)
-
-
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    image = Image.fromarray(picture)
-    image.thumbnail((960, 960))
-    return np.asarray(image)
 
 
 def write_gallery(
