@@ -1,6 +1,7 @@
 """Overlay pictures of panoptic results."""
 
 import colorsys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .data.mapper import label_boxes
 from .data.metadata import Classes, Color
 from .modeling.fusion import SegmentInfo
 
@@ -25,23 +27,32 @@ def semantic_class(segment: SegmentInfo, classes: Classes) -> int:
 
 
 def segment_color(segment: SegmentInfo, classes: Classes) -> Color:
-    """The class's colour; instances vary in brightness and hue, the same id always alike."""
+    """The class's colour; instances vary in brightness and hue, the same ``track_id`` (else id) always alike."""
     color = classes.colors[semantic_class(segment, classes)]
     if not segment["isthing"]:
         return color
     h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in color))
-    turn = segment["id"] * 0.61803398875 % 1.0  # golden ratio: neighbours in id differ most
+    # Golden ratio: neighbours in id differ most.
+    turn = segment.get("track_id", segment["id"]) * 0.61803398875 % 1.0
     h, s, v = (h + 0.06 * (turn - 0.5)) % 1.0, min(1.0, max(s, 0.35) * (0.8 + 0.4 * turn)), 0.55 + 0.45 * turn
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(h, s, v))
 
 
 def _contours(panoptic_seg: np.ndarray, is_thing: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) bool: borders between segments of which at least one is an instance."""
+    """(H, W) uint8, not 0 at borders between segments of which at least one is an instance."""
     edge = np.zeros(panoptic_seg.shape, np.uint8)
-    for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-        different = (panoptic_seg[a] != panoptic_seg[b]) & (is_thing[panoptic_seg[a]] | is_thing[panoptic_seg[b]])
-        edge[a] |= different
-    return cv2.dilate(edge, np.ones((width, width), np.uint8)).astype(bool) if width > 1 else edge.astype(bool)
+    for rows in _bands(panoptic_seg.shape[0]):
+        # One row more: the border between two bands belongs to the upper one's last pair of rows.
+        band = panoptic_seg[rows.start : rows.stop + 1]
+        thing = is_thing[band]
+        for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+            edge[rows.start : rows.stop + 1][a] |= (band[a] != band[b]) & (thing[a] | thing[b])
+    return cv2.dilate(edge, np.ones((width, width), np.uint8)) if width > 1 else edge
+
+
+def _bands(height: int) -> Iterator[slice]:
+    """Rows in portions: temporaries stay small however large the picture."""
+    return (slice(top, min(top + 256, height)) for top in range(0, height, 256))
 
 
 def _draw_labels(
@@ -53,15 +64,23 @@ def _draw_labels(
     size = max(11, round(min(picture.shape[:2]) / 32))
     font = _font(size)
     taken: list[tuple[float, float, float, float]] = []
+    # Labels need no exact place: a coarse map has it in a fraction of the time.
+    step = max(1, round((panoptic_seg.size / 5e5) ** 0.5))
+    coarse = np.ascontiguousarray(panoptic_seg[::step, ::step])
+    boxes = label_boxes(coarse, max([s["id"] for s in segments], default=0) + 1).astype(int)
     # Large segments choose their place first.
     for segment in sorted(segments, key=lambda s: -s["area"]):
         name = classes.names[semantic_class(segment, classes)]
         text = f"{name} {segment['score']:.0%}" if "score" in segment else name
-        mask = np.pad((panoptic_seg == segment["id"]).astype(np.uint8), 1)
+        x0, y0, x1, y1 = boxes[segment["id"]]
+        if x0 == x1:
+            continue
+        mask = np.pad((coarse[y0:y1, x0:x1] == segment["id"]).astype(np.uint8), 1)
         depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
-        if depth.max() < size * 0.45:
+        if depth.max() * step < size * 0.45:
             continue
         y, x = np.unravel_index(depth.argmax(), depth.shape)
+        x, y = (x0 + x - 0.5) * step, (y0 + y - 0.5) * step
         left, top, right, bottom = draw.textbbox((x, y), text, font=font, anchor="mm", stroke_width=2)
         shift = min(0, picture.shape[1] - right) + max(0, -left)
         box = (left + shift, top, right + shift, bottom)
@@ -81,17 +100,21 @@ def draw_overlay(
     alpha: float = 0.5,
     labels: bool = True,
     min_side: int = 480,
+    color_instances: bool = True,
+    void_color: Color | None = None,
 ) -> np.ndarray:
     """Blend class colours over a photo, outline instances in white and name the segments.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        panoptic_seg: (H, W) integer map, 0 = void (left uncoloured).
+        panoptic_seg: (H, W) integer map, 0 = void.
         segments: the map's ``segments_info``.
         classes: names and colours.
         alpha: share of the colour, 0..1.
         labels: whether to write names and scores.
         min_side: smaller pictures are enlarged by a whole factor to about this, so that labels can be read.
+        color_instances: whether instances vary around their class's colour.
+        void_color: blended over void; default void shows the photo.
 
     Returns:
         (k H, k W, 3) uint8 RGB.
@@ -102,14 +125,25 @@ def draw_overlay(
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         panoptic_seg = panoptic_seg.repeat(scale, axis=0).repeat(scale, axis=1)
     top = max([s["id"] for s in segments], default=0)
-    colors = np.zeros((top + 1, 3), np.float32)
+    # What each id adds, and how much of the photo stays: 8 bits of fraction are enough for 8-bit pictures.
+    share = np.full(top + 1, round(256 * alpha), np.uint16)
+    colors = np.zeros((top + 1, 3), np.uint16)
     is_thing = np.zeros(top + 1, bool)
+    if void_color is None:
+        share[0] = 0
+    else:
+        colors[0] = void_color
     for segment in segments:
-        colors[segment["id"]] = segment_color(segment, classes)
+        color = segment_color(segment, classes) if color_instances else classes.colors[semantic_class(segment, classes)]
+        colors[segment["id"]] = color
         is_thing[segment["id"]] = segment["isthing"]
-    share = np.where(panoptic_seg > 0, np.float32(alpha), np.float32(0))[..., None]
-    picture = (image * (1 - share) + colors[panoptic_seg] * share + 0.5).astype(np.uint8)
-    picture[_contours(panoptic_seg, is_thing, max(1, round(min(image.shape[:2]) / 500)))] = 255
+    added = colors * share[:, None] + np.uint16(128)
+    kept = np.uint16(256) - share
+    picture = np.empty(image.shape, np.uint8)
+    for rows in _bands(image.shape[0]):
+        ids = panoptic_seg[rows]
+        picture[rows] = (image[rows] * kept[ids][..., None] + added[ids]) >> 8
+    picture[_contours(panoptic_seg, is_thing, max(1, round(min(image.shape[:2]) / 500))) > 0] = 255
     return _draw_labels(picture, panoptic_seg, segments, classes) if labels else picture
 
 

@@ -1,34 +1,76 @@
 #!/usr/bin/env python
-"""Predict pictures.
+"""Predict pictures, folders, lists, videos or a webcam.
 
     python tools/predict.py --config-file output/config.yaml --weights output/model_final.pth \
-        --input street.jpg photos/ --output predictions
+        --input street.jpg photos/ list.txt drive.mp4 --output predictions --format labelled,coco
 
-Writes NAME_overlay.jpg for every picture: class colours, outlined instances, names and scores. Folders are searched
-recursively and their structure is kept. Finished pictures are skipped; --overwrite does them again. A picture that
-cannot be read is named and the rest goes on; the exit code is then 1.
+Inputs: pictures (jpg, png, webp, tif, bmp), folders (searched recursively, their structure is kept), text files with
+one path a line, videos, or the number of a webcam (Ctrl-C ends it). Formats, several separated by commas:
+
+    overlay    NAME_overlay.jpg    class colours blended half over the photo, white contours around instances
+    labelled   NAME_labelled.jpg   a colour per instance, with names and scores (the default)
+    coco       panoptic.json and panoptic/NAME.png (COCO panoptic), instances.json (COCO results: the map's instances)
+    raw        NAME.pth.tar        both heads' outputs in the original program's layout
+    ids        NAME_ids.png (16 bits), NAME_ids.json
+
+Of a video, overlay and labelled are an mp4, in which an instance keeps its colour; the others are written per frame.
+Finished inputs are skipped; --overwrite does them again. A file that cannot be read is named and the rest goes on; the
+exit code is then 1. Pictures too large for the memory: --tile 2048x1024.
 """
 
 import argparse
 from pathlib import Path
 
+import torch
+
 from seamless_d2.config import load_config
 from seamless_d2.errors import UserError, run_tool
-from seamless_d2.prediction import Predictor, predict_files
+from seamless_d2.prediction import Predictor
+from seamless_d2.prediction.files import predict_files, predict_files_on
+from seamless_d2.prediction.tiles import DEFAULT_OVERLAP
+from seamless_d2.prediction.tta import DEFAULT_SCALES
+
+
+def size(text: str) -> tuple[int, int]:
+    """WxH."""
+    width, height = text.lower().split("x")
+    return int(width), int(height)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="yaml file, or the name of a shipped config")
     parser.add_argument("--weights", help="checkpoint; default the config's MODEL.WEIGHTS")
-    parser.add_argument("--input", nargs="+", required=True, help="pictures and folders")
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="pictures, folders, .txt lists, videos, webcam numbers"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--format", default="labelled", help="overlay, labelled, coco, raw, ids; several with commas")
     parser.add_argument("--device", help="cpu, cuda, ...; default the config's, or the CPU where there is no GPU")
+    parser.add_argument("--num-gpus", type=int, default=1, help="one process per GPU shares the inputs")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="pictures of equal size that the network takes together"
+    )
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16")
+    parser.add_argument(
+        "--short-side", type=int, help="pixels of the shorter side in the network; default the config's"
+    )
+    parser.add_argument("--tile", type=size, metavar="WxH", help="cut larger pictures into tiles of this size")
+    parser.add_argument("--overlap", type=int, default=DEFAULT_OVERLAP, help="pixels that tiles share (%(default)s)")
+    parser.add_argument(
+        "--tta",
+        type=float,
+        nargs="*",
+        metavar="SCALE",
+        help=f"average over these scales ({' '.join(map(str, DEFAULT_SCALES))}), each also mirrored",
+    )
     parser.add_argument("--score-thresh", type=float, help="least score of an instance, 0..1")
     parser.add_argument("--overlap-thresh", type=float, help="largest hidden share of an instance, 0..1")
     parser.add_argument("--stuff-area-thresh", type=int, help="least pixels of a stuff segment at network resolution")
-    parser.add_argument("--overwrite", action="store_true", help="do finished pictures again")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+    parser.add_argument("--image-ids", type=Path, metavar="JSON", help="COCO json whose image ids the coco files use")
+    parser.add_argument("--max-frames", type=int, help="frames of each video or webcam; default all")
+    parser.add_argument("--overwrite", action="store_true", help="do finished inputs again")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args()
     cfg = load_config(args.config_file, args.opts)
     combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
@@ -39,11 +81,32 @@ def main() -> None:
     ):
         if value is not None:
             combine[key] = value
-    predictor = Predictor(cfg, args.weights, args.device)
-    written, failures = predict_files(predictor, args.input, args.output, args.overwrite)
-    print(f"{len(written)} pictures in {args.output}")
-    if failures:
-        raise UserError(f"{len(failures)} of {len(written) + len(failures)} files failed (named above)")
+    if args.weights:
+        cfg.MODEL.WEIGHTS = args.weights
+    formats = args.format.split(",")
+    options = {
+        "batch_size": args.batch_size,
+        "amp": args.amp,
+        "short_side": args.short_side,
+        "tile": args.tile,
+        "overlap": args.overlap,
+        "tta": (args.tta or DEFAULT_SCALES) if args.tta is not None else (),
+        "raw": "raw" in formats,
+    }
+    where = {"overwrite": args.overwrite, "image_ids": args.image_ids, "max_frames": args.max_frames}
+    if args.num_gpus > 1:
+        if torch.cuda.device_count() < args.num_gpus:
+            raise UserError(f"--num-gpus is {args.num_gpus}, but PyTorch sees {torch.cuda.device_count()}; lower it")
+        devices = [f"cuda:{i}" for i in range(args.num_gpus)]
+        summary = predict_files_on(devices, cfg, None, options, args.input, args.output, formats, **where)
+    else:
+        predictor = Predictor(cfg, device=args.device, **options)
+        summary = predict_files(predictor, args.input, args.output, formats, **where)
+    skipped = f", {summary.skipped} inputs were finished before" if summary.skipped else ""
+    print(f"{len(summary.written)} files in {args.output}{skipped}")
+    if summary.failures:
+        sentences = "\n  ".join(summary.failures)
+        raise UserError(f"{len(summary.failures)} inputs failed:\n  {sentences}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
@@ -40,6 +41,13 @@ def read_photo(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
             f"{size[1]} x {size[0]}; mend the json or the file"
         )
     return array
+
+
+def to_tensor(image: np.ndarray, channel_order: str) -> torch.Tensor:
+    """(H, W, 3) uint8 RGB -> (3, H, W) uint8 in the order of INPUT.FORMAT."""
+    if channel_order == "BGR":
+        image = image[:, :, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

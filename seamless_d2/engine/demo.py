@@ -9,7 +9,9 @@ from ..data.images import read_photo
 from ..data.register import datasets_root
 from ..data.toy_streets import write_toy_streets
 from ..errors import UserError
-from ..prediction import Predictor, predict_files, save_picture
+from ..prediction import Predictor
+from ..prediction.files import predict_files
+from ..prediction.formats import save_picture
 from ..visualization import contact_sheet
 from .run import run
 
@@ -33,7 +35,7 @@ def run_demo(output: Path, opts: list[str]) -> None:
     results = run(args)
     predictor = Predictor(output / "config.yaml", output / "model_final.pth")
     photos = sorted((data / "val").iterdir())[:NUM_PICTURES]
-    pictures, _ = predict_files(predictor, photos, output / "pictures", overwrite=True)
+    pictures = predict_files(predictor, photos, output / "pictures", overwrite=True).written
     sheet = output / "pictures" / "contact_sheet.jpg"
     save_picture(contact_sheet([read_photo(p) for p in pictures], columns=3), sheet)
     quality = results.get("panoptic_seg", {})

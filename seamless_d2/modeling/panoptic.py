@@ -1,5 +1,7 @@
 """The complete model."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -16,6 +18,29 @@ from .ground_truth import ensure_segment_masks
 
 OUTPUTS = ("instances", "sem_seg", "panoptic_seg")
 Size = tuple[int, int]
+
+
+@dataclass
+class NetworkOutput:
+    """What the network says of one image, at its own resolution.
+
+    Attributes:
+        logits: (1, C, h, w) semantic logits at a quarter of the padded size; None where not computed.
+        detections: ``Instances`` with pred_boxes, scores, pred_classes, pred_masks and mask_logits (N, 28, 28), in
+            pixels of the image; None where not computed.
+        padded_size: (height, width) of the batch.
+        image_size: (height, width) of the image inside it.
+    """
+
+    logits: Tensor | None
+    detections: Instances | None
+    padded_size: Size
+    image_size: Size
+
+    def scores(self) -> Tensor:
+        """(1, C, H, W) logits at the image's size."""
+        scores = F.interpolate(self.logits.float(), size=self.padded_size, mode="bilinear", align_corners=False)
+        return scores[:, :, : self.image_size[0], : self.image_size[1]]
 
 
 @META_ARCH_REGISTRY.register()
@@ -94,41 +119,61 @@ class SeamlessPanoptic(PanopticFPN):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict], do_postprocess: bool = True) -> list[dict] | tuple:
         """See ``forward``; without ``do_postprocess`` raw detections and (N, C, h, w) logits at 1/4 of the size."""
+        outputs = self.network(batched_inputs, everything=not do_postprocess)
+        if not do_postprocess:
+            return [o.detections for o in outputs], torch.cat([o.logits for o in outputs])
+        return [
+            self.postprocess(o, (x.get("height", o.image_size[0]), x.get("width", o.image_size[1])))
+            for x, o in zip(batched_inputs, outputs, strict=True)
+        ]
+
+    @torch.no_grad()
+    def network(self, batched_inputs: list[dict], everything: bool = False) -> list[NetworkOutput]:
+        """All of inference that runs on the batch as a whole.
+
+        Args:
+            batched_inputs: see ``forward``.
+            everything: compute both heads' complete outputs whatever ``OUTPUTS`` lists.
+
+        Returns:
+            One per image, for ``postprocess``.
+        """
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        fuse = "panoptic_seg" in self.outputs
-        logits, detections = None, [None] * len(images)
-        if fuse or "sem_seg" in self.outputs or not do_postprocess:
-            logits = self.sem_seg_head.layers(features)
-        if fuse or "instances" in self.outputs or not do_postprocess:
+        fuse = everything or "panoptic_seg" in self.outputs
+        logits, detections = [None] * len(images), [None] * len(images)
+        if fuse or "sem_seg" in self.outputs:
+            logits = self.sem_seg_head.layers(features).split(1)
+        if fuse or "instances" in self.outputs:
             proposals, _ = self.proposal_generator(images, features, None)
             detections, _ = self.roi_heads(images, features, proposals, None)
-        if not do_postprocess:
-            return detections, logits
         padded_size = tuple(images.tensor.shape[-2:])
-        results = []
-        for i, (x, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-            size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
-            image_logits = None if logits is None else logits[i : i + 1]
-            results.append(self._postprocess_image(image_logits, detections[i], padded_size, image_size, size))
-        return results
+        return [
+            NetworkOutput(image_logits, image_detections, padded_size, image_size)
+            for image_logits, image_detections, image_size in zip(logits, detections, images.image_sizes, strict=True)
+        ]
 
-    def _postprocess_image(
-        self, logits: Tensor | None, detections: Instances | None, padded_size: Size, image_size: Size, size: Size
-    ) -> dict:
+    @torch.no_grad()
+    def postprocess(self, output: NetworkOutput, size: Size, stuff_area_thresh: int | None = None) -> dict:
+        """What ``forward`` returns for one image.
+
+        Args:
+            output: of ``network``.
+            size: (height, width) of the results.
+            stuff_area_thresh: least pixels of a stuff segment; default the model's.
+        """
         result = {}
-        scores = None
-        if logits is not None:
-            scores = F.interpolate(logits.float(), size=padded_size, mode="bilinear", align_corners=False)
-            scores = scores[:, :, : image_size[0], : image_size[1]]
+        detections, image_size = output.detections, output.image_size
+        scores = None if output.logits is None else output.scores()
         if "panoptic_seg" in self.outputs and self.fuse_at == "input":
-            panoptic = self._fuse(scores[0], detections, detections.pred_boxes.tensor)
+            panoptic = self._fuse(scores[0], detections, detections.pred_boxes.tensor, stuff_area_thresh)
             result["panoptic_seg"] = resize_panoptic(*panoptic, *size)
         if scores is not None and ("sem_seg" in self.outputs or self.fuse_at == "output") and size != image_size:
             scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
         if "panoptic_seg" in self.outputs and self.fuse_at == "output":
             scale = detections.pred_boxes.tensor.new_tensor([size[1] / image_size[1], size[0] / image_size[0]])
-            result["panoptic_seg"] = self._fuse(scores[0], detections, detections.pred_boxes.tensor * scale.repeat(2))
+            boxes = detections.pred_boxes.tensor * scale.repeat(2)
+            result["panoptic_seg"] = self._fuse(scores[0], detections, boxes, stuff_area_thresh)
         if "sem_seg" in self.outputs:
             result["sem_seg"] = scores[0]
         if "instances" in self.outputs:
@@ -138,7 +183,9 @@ class SeamlessPanoptic(PanopticFPN):
             result["instances"] = detector_postprocess(Instances(detections.image_size, **fields), *size)
         return result
 
-    def _fuse(self, scores: Tensor, detections: Instances, boxes: Tensor) -> tuple[Tensor, list[SegmentInfo]]:
+    def _fuse(
+        self, scores: Tensor, detections: Instances, boxes: Tensor, stuff_area_thresh: int | None
+    ) -> tuple[Tensor, list[SegmentInfo]]:
         return fuse_panoptic(
             scores.argmax(dim=0),
             boxes,
@@ -148,5 +195,5 @@ class SeamlessPanoptic(PanopticFPN):
             num_stuff=self.num_stuff,
             score_thresh=self.combine_instances_score_thresh,
             overlap_thresh=self.combine_overlap_thresh,
-            stuff_area_thresh=self.combine_stuff_area_thresh,
+            stuff_area_thresh=self.combine_stuff_area_thresh if stuff_area_thresh is None else stuff_area_thresh,
         )

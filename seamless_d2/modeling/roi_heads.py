@@ -331,8 +331,21 @@ class SeamlessROIHeads(StandardROIHeads):
             losses = self._forward_box(features, proposals, padded_size)
             losses.update(self._forward_mask(features, proposals, padded_size))
             return proposals, losses
-        instances = self._forward_box(features, proposals, padded_size)
+        instances = self.detect_boxes(features, proposals, padded_size)
         return self.forward_with_given_boxes(features, instances, padded_size), {}
+
+    def detect_boxes(
+        self, features: dict[str, Tensor], proposals: list[Instances], padded_size: Size | None = None
+    ) -> list[Instances]:
+        """The detections of each image without their masks: pred_boxes, scores, pred_classes."""
+        return self._forward_box(features, proposals, padded_size)
+
+    def class_probabilities(
+        self, features: dict[str, Tensor], boxes: list[Boxes], padded_size: Size | None = None
+    ) -> Tensor:
+        """(M, T + 1) class probabilities, background last, of given boxes (M in all)."""
+        scores, _ = self._box_outputs(features, boxes, padded_size)
+        return scores.softmax(dim=1)
 
     def forward_with_given_boxes(
         self, features: dict[str, Tensor], instances: list[Instances], padded_size: Size | None = None
@@ -343,13 +356,18 @@ class SeamlessROIHeads(StandardROIHeads):
     def _forward_box(
         self, features: dict[str, Tensor], proposals: list[Instances], padded_size: Size | None = None
     ) -> dict[str, Tensor] | list[Instances]:
-        pooled = self.box_pooler(
-            [features[f] for f in self.box_in_features], [p.proposal_boxes for p in proposals], padded_size
-        )
-        scores, deltas = self.box_predictor(self.box_head(pooled))
+        predictions = self._box_outputs(features, [p.proposal_boxes for p in proposals], padded_size)
         if self.training:
-            return self.box_predictor.losses((scores.float(), deltas.float()), proposals)
-        return self.box_predictor.inference((scores.float(), deltas.float()), proposals)[0]
+            return self.box_predictor.losses(predictions, proposals)
+        return self.box_predictor.inference(predictions, proposals)[0]
+
+    def _box_outputs(
+        self, features: dict[str, Tensor], boxes: list[Boxes], padded_size: Size | None
+    ) -> tuple[Tensor, Tensor]:
+        """Float32 class logits and box deltas."""
+        pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes, padded_size)
+        scores, deltas = self.box_predictor(self.box_head(pooled))
+        return scores.float(), deltas.float()
 
     def _forward_mask(
         self, features: dict[str, Tensor], instances: list[Instances], padded_size: Size | None = None

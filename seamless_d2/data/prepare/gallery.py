@@ -34,7 +34,7 @@ def write_gallery(
     classes: Classes,
 ) -> list[Path]:
     """Write class_ID_NAME.jpg for each of ``best`` and contact_sheet.jpg of ``first``; the items go to ``overlay``."""
-    from ...prediction import save_picture  # which imports the model
+    from ...prediction.formats import save_picture  # which imports the model
 
     written = []
     for category, item in sorted(best.items()):

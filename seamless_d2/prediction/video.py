@@ -1,0 +1,179 @@
+"""Videos: reading frames, following instances from frame to frame, writing an annotated mp4."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+from .result import PanopticResult, Segment
+
+_DEFAULT_FPS = 25.0
+
+
+class Frames:
+    """The frames of a video file or camera, (H, W, 3) uint8 RGB."""
+
+    def __init__(self, source: Path | int, max_frames: int | None = None) -> None:
+        """
+        Args:
+            source: file or camera number.
+            max_frames: after which to stop; default all.
+
+        Raises:
+            UserError: a file or camera that cannot be opened.
+        """
+        self.name = f"camera {source}" if isinstance(source, int) else f"video {source}"
+        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        if not self._capture.isOpened():
+            remedy = "connect it or give another number" if isinstance(source, int) else "replace or remove the file"
+            raise UserError(f"{self.name} cannot be opened; {remedy}")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 0 < fps < 1000 else _DEFAULT_FPS
+        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self._expected = count if count > 0 and not isinstance(source, int) else None
+        self._max_frames = max_frames
+        self.read = 0
+
+    @property
+    def total(self) -> int | None:
+        """How many frames there should be; None for a camera."""
+        limits = [n for n in (self._expected, self._max_frames) if n is not None]
+        return min(limits) if limits else None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        try:
+            while self._max_frames is None or self.read < self._max_frames:
+                there, frame = self._capture.read()
+                if not there:
+                    break
+                self.read += 1
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        finally:
+            self._capture.release()
+
+    def check_complete(self) -> None:
+        """Raise ``UserError`` where frames are missing at the end, as in a file that was cut off.
+
+        Containers count a frame or two too many at times; that is no damage.
+        """
+        if self.read == 0 or (self.total is not None and self.read < self.total - 2):
+            expected = "" if self.total is None else f" of {self.total}"
+            raise UserError(f"{self.name} is damaged: {self.read}{expected} frames can be read; get it again")
+
+
+class VideoFile:
+    """An mp4 that appears only when it is whole."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self._path, self._fps = path, fps
+        self._writer: cv2.VideoWriter | None = None
+        self._temporary: Path | None = None
+
+    def write(self, picture: np.ndarray) -> None:
+        """Append an (H, W, 3) uint8 RGB frame; all have the first one's size."""
+        height, width = (side // 2 * 2 or 2 for side in picture.shape[:2])  # the codec wants even sides
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # OpenCV opens by name and tells the container from the suffix.
+            with tempfile.NamedTemporaryFile(
+                dir=self._path.parent, prefix=f".{self._path.stem}.", suffix=".tmp.mp4", delete=False
+            ) as file:
+                self._temporary = Path(file.name)
+            self._size = (width, height)
+            self._writer = cv2.VideoWriter(str(self._temporary), cv2.VideoWriter_fourcc(*"mp4v"), self._fps, self._size)
+            if not self._writer.isOpened():
+                self.discard()
+                raise UserError(
+                    f"{self._path} cannot be written: OpenCV has no mp4 encoder here; reinstall opencv-python"
+                )
+        picture = cv2.resize(picture, self._size) if picture.shape[1::-1] != self._size else picture
+        self._writer.write(cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR))
+
+    def finish(self) -> None:
+        """Put the file in its place."""
+        if self._writer is not None:
+            self._writer.release()
+            self._temporary.chmod(0o644)
+            self._temporary.replace(self._path)
+            self._writer = self._temporary = None
+
+    def discard(self) -> None:
+        """Remove what has been written."""
+        if self._writer is not None:
+            self._writer.release()
+            with suppress(FileNotFoundError):
+                self._temporary.unlink()
+            self._writer = self._temporary = None
+
+
+@dataclass
+class _Track:
+    number: int
+    category_id: int
+    x0: int
+    y0: int
+    mask: np.ndarray
+    area: int
+    last_frame: int
+
+
+class Tracker:
+    """Follows instances from frame to frame by the overlap of their masks.
+
+    An instance continues the track of its class that it overlaps most, if their intersection over union is above
+    ``min_iou``; a track that finds no continuation waits ``patience`` frames.
+    """
+
+    def __init__(self, min_iou: float = 0.2, patience: int = 10) -> None:
+        self._min_iou, self._patience = min_iou, patience
+        self._tracks: list[_Track] = []
+        self._frame, self._count = 0, 0
+
+    def update(self, result: PanopticResult) -> PanopticResult:
+        """The same result with a ``track_id`` in every thing segment; frames in order."""
+        self._frame += 1
+        self._tracks = [t for t in self._tracks if self._frame - t.last_frame <= self._patience + 1]
+        things = {s.id: s for s in result.segments if s.isthing}
+        of_segment = self._match(result.panoptic_seg, things)
+        segments = []
+        for segment in result.segments:
+            if segment.isthing:
+                track = of_segment.get(segment.id) or self._start(segment)
+                self._move(track, result.panoptic_seg, segment)
+                segment = dataclasses.replace(segment, track_id=track.number)
+            segments.append(segment)
+        return dataclasses.replace(result, segments=segments)
+
+    def _match(self, panoptic_seg: np.ndarray, things: dict[int, Segment]) -> dict[int, _Track]:
+        pairs = []
+        for k, track in enumerate(self._tracks):
+            height, width = track.mask.shape
+            window = panoptic_seg[track.y0 : track.y0 + height, track.x0 : track.x0 + width]
+            for number, shared in enumerate(np.bincount(window[track.mask[: window.shape[0], : window.shape[1]]])):
+                segment = things.get(number)
+                if shared and segment is not None and segment.category_id == track.category_id:
+                    pairs.append((shared / (track.area + segment.area - shared), k, number))
+        matched: dict[int, _Track] = {}
+        taken: set[int] = set()
+        for iou, k, number in sorted(pairs, reverse=True):
+            if iou > self._min_iou and k not in taken and number not in matched:
+                matched[number] = self._tracks[k]
+                taken.add(k)
+        return matched
+
+    def _start(self, segment: Segment) -> _Track:
+        self._count += 1
+        track = _Track(self._count, segment.category_id, 0, 0, np.zeros((0, 0), bool), 0, 0)
+        self._tracks.append(track)
+        return track
+
+    def _move(self, track: _Track, panoptic_seg: np.ndarray, segment: Segment) -> None:
+        x0, y0, x1, y1 = segment.box
+        track.x0, track.y0, track.area, track.last_frame = x0, y0, segment.area, self._frame
+        track.mask = panoptic_seg[y0:y1, x0:x1] == segment.id

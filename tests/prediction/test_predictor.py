@@ -1,0 +1,56 @@
+"""Prediction from arrays, files and lists with a tiny untrained model."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import DefaultPredictor
+from PIL import Image
+
+from seamless_d2 import PanopticResult, Predictor
+from seamless_d2.errors import UserError
+
+from .conftest import photo
+
+
+def test_array_file_and_list_agree(predictor, tmp_path) -> None:
+    Image.fromarray(photo()).save(tmp_path / "a.png")
+    single = predictor.predict(photo())
+    assert isinstance(single, PanopticResult)
+    assert single.panoptic_seg.shape == (50, 70) and single.panoptic_seg.dtype == np.int32
+    assert single.segments and sum(s.area for s in single.segments) == (single.panoptic_seg > 0).sum()
+    for other in predictor.predict([photo(), tmp_path / "a.png", str(tmp_path / "a.png")]):
+        assert np.array_equal(other.panoptic_seg, single.panoptic_seg)
+    assert single.classes.names == ["road", "sky", "car", "person"]
+    assert single.overlay().shape[1] / single.overlay().shape[0] == pytest.approx(70 / 50)
+
+
+def test_default_predictor_gives_the_same_map(predictor) -> None:
+    cfg = predictor.cfg.clone()
+    cfg.MODEL.SEAMLESS.OUTPUTS = ["panoptic_seg", "instances", "sem_seg"]
+    default = DefaultPredictor(cfg)
+    default.model.load_state_dict(predictor.model.state_dict())
+    output = default(photo()[:, :, ::-1])  # BGR
+    assert np.array_equal(output["panoptic_seg"][0].numpy(), predictor.predict(photo()).panoptic_seg)
+    assert output["sem_seg"].shape == (4, 50, 70)
+    assert default.metadata.thing_classes == ["car", "person"]
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_other_arrays_are_refused(predictor, image) -> None:
+    with pytest.raises(UserError, match="uint8 RGB"):
+        predictor.predict(image)
+
+
+def test_weights_of_another_model_are_refused(model_files, tmp_path) -> None:
+    config, weights = model_files
+    state = torch.load(weights, weights_only=True)["model"]
+    state["sem_seg_head.predictor.bias"] = torch.zeros(9)
+    torch.save({"model": state}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="sem_seg_head.predictor.bias"):
+        Predictor(config, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="none.pth"):
+        Predictor(config, tmp_path / "none.pth")
+    with pytest.raises(UserError, match="none.yaml"):
+        Predictor(tmp_path / "none.yaml", weights)
