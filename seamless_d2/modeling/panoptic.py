@@ -95,6 +95,7 @@ class SeamlessPanoptic(PanopticFPN):
                 * "instances": training only; ``Instances`` with gt_boxes, gt_classes (0..T-1) and gt_masks
                   (``SegmentMasks`` as our mapper makes them, or ``BitMasks``, ``PolygonMasks``).
                 * "sem_seg": training only; (H, W) int64, stuff 0..S-1, things S..C-1, or the ignore value.
+                * "seed": training only, optional; int 0..2^63-1 that decides which anchors and ROIs are sampled.
 
         Returns:
             Training: the six losses loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_mask, loss_sem_seg.
@@ -111,6 +112,8 @@ class SeamlessPanoptic(PanopticFPN):
         ignore = self.sem_seg_head.ignore_value
         instances = [ensure_segment_masks(x["instances"], x["sem_seg"], ignore).to(self.device) for x in batched_inputs]
         targets = ImageList.from_tensors([x["sem_seg"].to(self.device) for x in batched_inputs], 0, ignore).tensor
+        seeds = [x["seed"] for x in batched_inputs] if all("seed" in x for x in batched_inputs) else None
+        self.proposal_generator.image_seeds = self.roi_heads.image_seeds = seeds
         proposals, losses = self.proposal_generator(images, features, instances)
         losses.update(self.roi_heads(images, features, proposals, instances)[1])
         losses.update(self.sem_seg_head(features, targets, images.image_sizes)[1])

@@ -8,11 +8,12 @@ from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_M
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads import BaseMaskRCNNHead, FastRCNNOutputLayers, StandardROIHeads, build_box_head
 from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
-from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from .matching import image_seed, match_boxes
 from .nms import batched_nms
 from .norm import NormFactory, init_xavier, norm_act_from_config
 
@@ -253,6 +254,8 @@ class SeamlessROIHeads(StandardROIHeads):
         """
         super().__init__(**kwargs)
         self.crowd_thresh = crowd_thresh
+        #: of the sampling in each image of the batch; the model sets them, None = PyTorch's global random numbers
+        self.image_seeds: list[int] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -293,7 +296,7 @@ class SeamlessROIHeads(StandardROIHeads):
         The true boxes come first, as in the original.
         """
         sampled, num_fg, num_bg = [], 0, 0
-        for image_proposals, image_targets in zip(proposals, targets, strict=True):
+        for number, (image_proposals, image_targets) in enumerate(zip(proposals, targets, strict=True)):
             result = Instances(image_targets.image_size)
             gt_boxes = image_targets.gt_boxes
             boxes = image_proposals.proposal_boxes
@@ -303,8 +306,9 @@ class SeamlessROIHeads(StandardROIHeads):
                 boxes = boxes[:0]
             elif image_targets.has("gt_masks"):
                 boxes = boxes[image_targets.gt_masks.crowd_overlap(boxes.tensor) < self.crowd_thresh]
-            matched, labels = self.proposal_matcher(pairwise_iou(gt_boxes, boxes))
-            index, classes = self._sample_proposals(matched, labels, image_targets.gt_classes)
+            matched, labels = match_boxes(self.proposal_matcher, gt_boxes, boxes)
+            with image_seed(self.image_seeds, number, labels.device):
+                index, classes = self._sample_proposals(matched, labels, image_targets.gt_classes)
             result.proposal_boxes, result.gt_classes = boxes[index], classes
             for name, value in image_targets.get_fields().items():
                 if name.startswith("gt_") and not result.has(name):

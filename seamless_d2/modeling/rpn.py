@@ -8,11 +8,12 @@ from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..errors import UserError
+from .matching import best_matches, image_seed
 from .nms import batched_nms
 from .norm import NormFactory, init_xavier, norm_act_from_config
 
@@ -51,6 +52,8 @@ class SeamlessRPN(RPN):
         super().__init__(**kwargs)
         self.crowd_thresh = crowd_thresh
         self.original_conventions = original_conventions
+        #: of the sampling in each image of the batch; the model sets them, None = PyTorch's global random numbers
+        self.image_seeds: list[int] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -70,9 +73,10 @@ class SeamlessRPN(RPN):
         """
         anchors = Boxes.cat(anchors)
         labels, matched_boxes = [], []
-        for targets in gt_instances:
+        for number, targets in enumerate(gt_instances):
             label, matched = self._label_anchors(anchors, targets)
-            labels.append(self._subsample_labels(label))
+            with image_seed(self.image_seeds, number, label.device):
+                labels.append(self._subsample_labels(label))
             matched_boxes.append(matched)
         return labels, matched_boxes
 
@@ -90,12 +94,10 @@ class SeamlessRPN(RPN):
         if len(targets) == 0:
             label[inside] = 0
         elif len(inside):
-            iou = pairwise_iou(targets.gt_boxes, anchors[inside])
-            best_iou, best_box = iou.max(dim=0)
+            best_iou, best_box, box_iou, best_anchor = best_matches(targets.gt_boxes, anchors[inside])
             inner = torch.full_like(best_box, -1, dtype=torch.int8)
             inner[best_iou < low] = 0
             inner[best_iou >= high] = 1
-            box_iou, best_anchor = iou.max(dim=1)
             reached = (box_iou > 0).nonzero()[:, 0]
             inner[best_anchor[reached]] = 1
             # It belongs to that box even where it overlaps another one more.
@@ -131,7 +133,12 @@ class SeamlessRPN(RPN):
             cat(pred_objectness_logits, dim=1)[valid].float(), labels[valid].float(), reduction="sum"
         )
         count = valid.sum().clamp(min=1)
-        losses = {"loss_rpn_cls": objectness / count, "loss_rpn_loc": localisation / count}
+        # An undefined prediction spoils the loss also where its anchor was not sampled: 0 * NaN is NaN.
+        undefined = [0.0 * sum(p.float().sum() for p in x) for x in (pred_objectness_logits, pred_anchor_deltas)]
+        losses = {
+            "loss_rpn_cls": objectness / count + undefined[0].detach(),
+            "loss_rpn_loc": localisation / count + undefined[1].detach(),
+        }
         return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
 
     @torch.no_grad()
@@ -159,10 +166,8 @@ class SeamlessRPN(RPN):
                 scores, index = self._best(scores, None)
             boxes = Boxes(self.box2box_transform.apply_deltas(image_deltas[index], all_anchors[index]))
             finite = torch.isfinite(boxes.tensor).all(dim=1) & torch.isfinite(scores)
-            if not finite.all():
-                if self.training:
-                    raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
-                boxes, scores = boxes[finite], scores[finite]
+            # Detectron2 raises here in training, in one process out of many; with us the losses tell all of them.
+            boxes, scores = boxes[finite], scores[finite]
             boxes.clip(image_size)
             if not self.original_conventions:
                 keep = _sides(boxes) > 0

@@ -217,8 +217,17 @@ def test_undefined_predictions(rpn: SeamlessRPN) -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
     logits = torch.tensor([float("inf"), 1.0])
     assert propose(rpn, [boxes], [logits]).objectness_logits.tolist() == [1]
-    with pytest.raises(FloatingPointError, match="diverged"):
-        rpn.train().predict_proposals([Boxes(boxes)], [logits[None]], [torch.zeros(1, 2, 4)], [(40, 60)])
+    # In training the losses tell, also where the anchor is not in the sample.
+    rpn.train()
+    (kept,) = rpn.predict_proposals([Boxes(boxes)], [logits[None]], [torch.zeros(1, 2, 4)], [(40, 60)])
+    assert kept.objectness_logits.tolist() == [1]
+    labels, targets = [torch.tensor([-1, 0])], [torch.zeros(2, 4)]
+    with EventStorage():
+        losses = rpn.losses([Boxes(boxes)], [logits[None]], labels, [torch.zeros(1, 2, 4)], targets)
+        assert losses["loss_rpn_cls"].isnan() and losses["loss_rpn_loc"].isfinite()
+        deltas = torch.tensor([[[0.0, 0, float("nan"), 0], [0, 0, 0, 0]]])
+        losses = rpn.losses([Boxes(boxes)], [torch.ones(1, 2)], labels, [deltas], targets)
+        assert losses["loss_rpn_cls"].isfinite() and losses["loss_rpn_loc"].isnan()
 
 
 def test_head_is_shared_and_has_norm_and_activation(rpn: SeamlessRPN) -> None:
