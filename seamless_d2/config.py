@@ -78,10 +78,22 @@ def add_seamless_config(cfg: CfgNode) -> None:
     # stuff), RandomSubsetTrainingSampler or GroupedBatchSampler (the original's: whole epochs, no batch mixes landscape
     # and portrait). Share of the images that RandomSubsetTrainingSampler takes:
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+    # A file that cannot be read, or a loader process that dies: "stop", or "skip" (the next image takes the place of an
+    # unreadable one; a batch that was lost with its process is loaded again) up to MAX_FAULTS times.
+    cfg.DATALOADER.ON_FAULT = "stop"
+    cfg.DATALOADER.MAX_FAULTS = 10
 
     # --- evaluation -------------------------------------------------------------------------------------------
     # Also write the predicted maps (COCO panoptic) to OUTPUT_DIR/inference.
     cfg.TEST.SAVE_PREDICTIONS = False
+    # Pictures for TensorBoard at each evaluation during training: photo, truth and prediction.
+    cfg.TEST.NUM_PICTURES = 4
+
+    # --- Weights & Biases --------------------------------------------------------------------------------------
+    # Also send all scalars there (pip install seamless_d2[wandb]); WANDB_MODE=offline keeps them on this machine.
+    cfg.WANDB = CfgNode()
+    cfg.WANDB.ENABLED = False
+    cfg.WANDB.PROJECT = "seamless_d2"
 
     # --- solver -----------------------------------------------------------------------------------------------
     # Factor on the learning rate of normalisation parameters; 0 freezes them (running statistics still update).
@@ -96,6 +108,23 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.SOLVER.STEP_SIZE = 1
     # What the schedule counts: "iteration" or "epoch".
     cfg.SOLVER.SCHEDULE_BY = "iteration"
+    # Forward passes per step: the IMS_PER_BATCH images of a step go through the model in so many portions, and the step
+    # follows the mean of their losses. For GPUs that are fewer or smaller than the recipe's.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # With SOLVER.AMP.ENABLED, what is computed in: "bf16", or "fp16" with a scaled loss.
+    cfg.SOLVER.AMP.DTYPE = "bf16"
+    # Exponential moving average of the weights, evaluated beside them (results "ema/...") and written to
+    # model_final_ema.pth. The decay is per step, and smaller in the first steps.
+    cfg.SOLVER.EMA = CfgNode()
+    cfg.SOLVER.EMA.ENABLED = False
+    cfg.SOLVER.EMA.DECAY = 0.9998
+    # A loss or gradient that is NaN or infinite: "stop", or "skip" the step up to MAX_SKIPPED_STEPS times.
+    cfg.SOLVER.ON_NONFINITE = "stop"
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 10
+    # Numbered checkpoints that are kept, the newest ones; 0 keeps all. model_best and model_final are kept anyway.
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 5
+    # Iterations between two lines of progress.
+    cfg.SOLVER.LOG_PERIOD = 20
 
     # --- other defaults that the method wants -----------------------------------------------------------------
     cfg.MODEL.META_ARCHITECTURE = "SeamlessPanoptic"

@@ -9,15 +9,15 @@
 Logs, TensorBoard events, checkpoints, config.yaml and metrics.json are written to OUTPUT_DIR.
 """
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
-from seamless_d2.engine import run
+from seamless_d2.engine import launch, run
 from seamless_d2.errors import run_tool
 
 
 def main() -> None:
     args = default_argument_parser(epilog=__doc__).parse_args()
-    launch(run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    launch(run, args)
 
 
 if __name__ == "__main__":

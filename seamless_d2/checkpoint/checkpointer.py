@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ _NUMPY = {
     ("collections", "OrderedDict"),
     ("_codecs", "encode"),
 }
+
+_NUMBERED = re.compile(r"model_\d+\.pth")
 
 
 class _NumpyUnpickler(pickle.Unpickler):
@@ -48,6 +51,10 @@ def load_file(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".pkl":
             content = _NumpyUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         else:
+            if zipfile.is_zipfile(path):  # what torch.save writes; torch.load does not look at the checksums
+                with zipfile.ZipFile(path) as archive:
+                    if (damaged := archive.testzip()) is not None:
+                        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated zip, bad magic, forbidden class: every library error means the same
         reason = str(error).strip().split("\n")[0][:200]
@@ -64,9 +71,14 @@ class SeamlessCheckpointer(DetectionCheckpointer):
 
     # Complete weights are asked for in evaluation and prediction, backbones are enough to start a training.
     complete = False
+    _content: dict[str, Any] | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name``.pth; numbered and final checkpoints become the one that ``--resume`` takes."""
+        """Write ``name``.pth; numbered and final checkpoints become the one that ``--resume`` takes.
+
+        Raises:
+            UserError: the file cannot be written; an older file of that name, and the other checkpoints, are untouched.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
@@ -77,15 +89,64 @@ class SeamlessCheckpointer(DetectionCheckpointer):
         try:
             with atomic_write(file) as stream:
                 torch.save(data, stream)
-        except OSError as error:
-            raise UserError(f"checkpoint {file} cannot be written ({error.strerror}); free disk space") from None
-        if re.fullmatch(r"model_(\d+|final)", name):
+        except (OSError, RuntimeError) as error:
+            # torch.save wraps what the file system says into a RuntimeError.
+            if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
+                raise
+            reason = (error if isinstance(error, OSError) else error.__context__).strerror
+            raise UserError(
+                f"checkpoint {file} cannot be written ({reason}); the earlier ones are intact: free disk space and go "
+                "on with --resume"
+            ) from None
+        if name == "model_final" or _NUMBERED.fullmatch(f"{name}.pth"):
             self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Remember the checkpoint for ``--resume``."""
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
             file.write(last_filename_basename)
+
+    def numbered(self) -> list[Path]:
+        """The checkpoints model_<iteration>.pth in ``save_dir``, oldest first."""
+        files = Path(self.save_dir).glob("model_*.pth") if self.save_dir else []
+        return sorted((f for f in files if _NUMBERED.fullmatch(f.name)), key=lambda f: int(f.stem.split("_")[1]))
+
+    def remove_old(self, keep: int) -> None:
+        """Delete all numbered checkpoints but the newest ``keep`` (0 keeps all)."""
+        for file in self.numbered()[:-keep] if keep > 0 else []:
+            file.unlink(missing_ok=True)
+
+    def has_checkpoint(self) -> bool:
+        return super().has_checkpoint() or bool(self.numbered())
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As Detectron2's; a checkpoint that is damaged is passed over, and an earlier one is taken.
+
+        Raises:
+            UserError: there are checkpoints, but none can be read.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        candidates = [str(f) for f in reversed(self.numbered())]
+        if super().has_checkpoint():
+            candidates = list(dict.fromkeys([self.get_checkpoint_file(), *candidates]))
+        for number, file in enumerate(candidates):
+            try:
+                content = load_file(file)
+            except UserError as error:
+                if number == len(candidates) - 1:
+                    raise
+                self.logger.warning(f"{error}. Going on from an earlier one: {candidates[number + 1]}")
+                continue
+            return self._load_content(file, content)
+        raise AssertionError("there is at least one candidate")
+
+    def _load_content(self, file: str, content: dict[str, Any]) -> dict[str, Any]:
+        self._content = content  # read once: a checkpoint of a large model is several hundred megabytes
+        try:
+            return self.load(file)
+        finally:
+            self._content = None
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As Detectron2's; an empty ``path`` keeps the initial weights."""
@@ -97,7 +158,7 @@ class SeamlessCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        content = load_file(filename)
+        content = self._content or load_file(filename)
         if "model" not in content:
             content = {"model": content}
         if filename.endswith(".pkl"):

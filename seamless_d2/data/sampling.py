@@ -87,20 +87,24 @@ def repeat_factors(records: list[dict[str, Any]], threshold: float, sqrt: bool =
     return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(classes, threshold, sqrt)
 
 
-def build_train_sampler(cfg: CfgNode, dataset_dicts: list[dict[str, Any]]) -> Sampler[int]:
+def build_train_sampler(
+    cfg: CfgNode, dataset_dicts: list[dict[str, Any]], *, seed: int | None = None, batch_size: int | None = None
+) -> Sampler[int]:
     """The sampler that ``DATALOADER.SAMPLER_TRAIN`` names.
 
     Args:
         cfg: configuration; reads DATALOADER.SAMPLER_TRAIN, REPEAT_THRESHOLD, REPEAT_SQRT, RANDOM_SUBSET_RATIO,
             SOLVER.IMS_PER_BATCH and SEED.
         dataset_dicts: the records, in the order of the indices.
+        seed: the same in all processes; default SEED, where negative a random one that all processes agree on.
+        batch_size: images of one process in one forward pass; default its share of SOLVER.IMS_PER_BATCH.
 
     Raises:
         UserError: an unknown name.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
-    # A negative SEED means a random one, agreed on by all processes.
-    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    if seed is None:
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     if name == "TrainingSampler":
         return TrainingSampler(len(dataset_dicts), seed=seed)
     if name == "RepeatFactorTrainingSampler":
@@ -110,7 +114,7 @@ def build_train_sampler(cfg: CfgNode, dataset_dicts: list[dict[str, Any]]) -> Sa
         ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
         return RandomSubsetTrainingSampler(len(dataset_dicts), ratio, seed_shuffle=seed, seed_subset=seed)
     if name == "GroupedBatchSampler":
-        per_process = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        per_process = batch_size or cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         return GroupedBatchSampler([r["width"] > r["height"] for r in dataset_dicts], per_process, seed)
     raise UserError(
         f"DATALOADER.SAMPLER_TRAIN is {name!r}; use TrainingSampler, RepeatFactorTrainingSampler, "

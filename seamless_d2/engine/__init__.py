@@ -1,7 +1,8 @@
 """Training: set-up, optimiser, schedules, trainer."""
 
+from .launch import launch
 from .run import evaluate, run
 from .setup import setup
 from .trainer import SeamlessTrainer
 
-__all__ = ["SeamlessTrainer", "evaluate", "run", "setup"]
+__all__ = ["SeamlessTrainer", "evaluate", "launch", "run", "setup"]

@@ -1,40 +1,65 @@
-"""Detectron2's DefaultTrainer with our data, evaluators, optimiser and checkpoints."""
+"""Detectron2's DefaultTrainer with our data, step, evaluators, optimiser and checkpoints."""
 
+import logging
 import weakref
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, EventWriter
+from fvcore.nn.precise_bn import get_bn_modules
 
 from ..checkpoint import SeamlessCheckpointer
+from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import SeamlessMapper
-from ..data.sampling import build_train_sampler
+from ..errors import UserError
 from ..evaluation import build_evaluators
+from .hooks import CheckpointHook, EvaluationHook, RestartingPreciseBN, remove_leftovers, trim_metrics
+from .preemption import Preempted, on_preemption
+from .progress import build_writers
 from .setup import iterations_per_epoch
 from .solver import build_lr_scheduler, build_optimizer
+from .step import TrainingStep, wrap_for_processes
 
 
 class SeamlessTrainer(DefaultTrainer):
-    """Training loop of Detectron2: logs, TensorBoard, periodic evaluation, best and last checkpoint."""
+    """Detectron2's trainer for one process or many, on CPUs or GPUs, that can be killed at any time and go on.
+
+    A training that was interrupted and resumed takes the same steps as one that was not: bit for bit on CPUs.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Raises:
+            UserError: settings that do not go together.
+        """
+        # Not DefaultTrainer's: it wraps the model in a way that CPUs refuse, and has no factory for the step.
+        TrainerBase.__init__(self)
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        self._trainer = TrainingStep.from_config(cfg, wrap_for_processes(model), data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SeamlessCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        #: whether a signal ends the training after the present step
+        self.stopping = False
+        self._signal = ""
+        self._evaluating = False
+        self._last_eval_results: dict[str, Any] = {}
+        self.register_hooks(self.build_hooks())
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
-        sampler = build_train_sampler(cfg, dataset)
-        # Batches that the sampler has grouped already must not be grouped again.
-        grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING and cfg.DATALOADER.SAMPLER_TRAIN != "GroupedBatchSampler"
-        return build_detection_train_loader(
-            dataset,
-            mapper=SeamlessMapper(cfg, True),
-            sampler=sampler,
-            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            aspect_ratio_grouping=grouping,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return build_train_loader(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -52,19 +77,127 @@ class SeamlessTrainer(DefaultTrainer):
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         return build_lr_scheduler(cfg, optimizer, iterations_per_epoch(cfg))
 
-    def train(self) -> dict[str, Any]:
-        """Train from ``start_iter`` to ``max_iter``; returns the metrics of the last evaluation (rank 0)."""
-        super().train()
-        return getattr(self, "_last_eval_results", {})
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Detectron2's scaling by SOLVER.REFERENCE_WORLD_SIZE, also of our keys.
+
+        Raises:
+            UserError: IMS_PER_BATCH is no multiple of REFERENCE_WORLD_SIZE.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference in (0, num_workers):
+            return cfg
+        if cfg.SOLVER.IMS_PER_BATCH % reference:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not divisible by SOLVER.REFERENCE_WORLD_SIZE "
+                f"{reference}; it is the batch of so many processes together"
+            )
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers).clone()
+        scaled.defrost()
+        solver, test = scaled.SOLVER, scaled.TEST
+        if solver.SCHEDULE_BY == "epoch":  # epochs stay epochs
+            solver.WARMUP_ITERS, solver.STEPS = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.STEPS
+        else:
+            solver.STEP_SIZE = max(round(cfg.SOLVER.STEP_SIZE * reference / num_workers), 1)
+        # A period must not vanish by rounding.
+        solver.CHECKPOINT_PERIOD = max(solver.CHECKPOINT_PERIOD, 1)
+        test.EVAL_PERIOD = max(test.EVAL_PERIOD, int(cfg.TEST.EVAL_PERIOD > 0))
+        scaled.freeze()
+        return scaled
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As Detectron2's.
+
+        Raises:
+            UserError: no readable checkpoint, or processes that do not see the same ones.
+        """
+        found = resume and self.checkpointer.has_checkpoint()
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if found:
+            self.start_iter = self.iter + 1
+        elif self._trainer.ema is not None:
+            self._trainer.ema.set_weights(self.checkpointer.model.state_dict())
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise UserError(
+                f"the processes would start at different iterations ({starts}); put OUTPUT_DIR "
+                f"{self.cfg.OUTPUT_DIR} on a file system that all machines share"
+            )
 
     def build_hooks(self) -> list[HookBase]:
-        # DefaultTrainer has no factory for its checkpointer; its hooks are the first to use it.
-        self.checkpointer = SeamlessCheckpointer(
-            self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
-        result = super().build_hooks()
-        if comm.is_main_process():
-            best = hooks.BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, "panoptic_seg/PQ")
-            # After the evaluation, before the writers.
-            result.insert(len(result) - 1, best)
+        cfg = self.cfg
+        result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            loader = self.build_train_loader(cfg)
+            loader.num_workers = 0
+            result.append(RestartingPreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
+        solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
+        result.append(CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, period, solver.CHECKPOINTS_TO_KEEP))
+        result.append(EvaluationHook(self.checkpointer, period, self._test))
         return result
+
+    def build_writers(self) -> list[EventWriter]:
+        return build_writers(self.cfg, self.start_iter)
+
+    def _test(self) -> dict[str, Any]:
+        """Results of the weights and, under "ema", of their moving average."""
+        # Evaluation must leave no trace in the training's random numbers.
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        self._evaluating = True
+        try:
+            with torch.random.fork_rng(devices):
+                results = self.test(self.cfg, self.checkpointer.model) or {}
+                if self._trainer.ema is not None:
+                    logging.getLogger(__name__).info("evaluation of the moving average of the weights")
+                    with self._trainer.ema.applied():
+                        results["ema"] = self.test(self.cfg, self.checkpointer.model)
+        finally:
+            self._evaluating = False
+        self._last_eval_results = results
+        return results
+
+    def gather_random_states(self) -> None:
+        """On all processes, before the main one writes a checkpoint."""
+        self._trainer.gather_random_states()
+
+    def _on_signal(self, name: str) -> None:
+        self._signal = name
+        self._trainer.stop_requested = True
+        if self._evaluating:
+            # It may take longer than the time that is left, and the state has just been written.
+            raise Preempted
+
+    def train(self) -> dict[str, Any]:
+        """Train from ``start_iter`` to ``max_iter``; returns the metrics of the last evaluation (rank 0).
+
+        SIGTERM and SIGUSR1 end the training after the present step, with a checkpoint; what is returned is then empty.
+        """
+        logger = logging.getLogger(__name__)
+        if comm.is_main_process():
+            remove_leftovers(self.cfg.OUTPUT_DIR)
+            trim_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+            # Only now is it known where the records go on. Last, so that it finds what the other hooks report.
+            self.register_hooks([hooks.PeriodicWriter(self.build_writers(), self.cfg.SOLVER.LOG_PERIOD)])
+        logger.info(f"Starting training from iteration {self.start_iter}")
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage, on_preemption(self._on_signal):
+            try:
+                self.before_train()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.stopping = self._trainer.stop_agreed
+                    self.after_step()
+                    if self.stopping:
+                        raise Preempted
+            except Preempted:
+                logger.warning(f"stopped by {self._signal or 'a signal to another process'}; go on with --resume")
+                self._last_eval_results = {}
+            except UserError as error:
+                logger.error(f"iteration {self.iter}: {error}")  # in log.txt too, not only on the screen
+                raise
+            finally:
+                self.data_loader.close()
+                self.after_train()
+        return self._last_eval_results

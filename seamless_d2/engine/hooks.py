@@ -1,0 +1,145 @@
+"""Checkpoints and evaluations of a training that may be killed at any time."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase, hooks
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+
+from ..checkpoint import SeamlessCheckpointer
+from ..files import atomic_write, write_json
+
+BEST_METRIC = "panoptic_seg/PQ"
+EVALUATIONS = "evaluations.json"
+
+
+class CheckpointHook(HookBase):
+    """Writes model_<iteration> every ``period`` steps, before each evaluation and on a stop; model_final at the end.
+
+    Runs on all processes: each adds its random state, the main one writes.
+    """
+
+    def __init__(self, checkpointer: SeamlessCheckpointer, period: int, eval_period: int, keep: int) -> None:
+        """
+        Args:
+            checkpointer: writes atomically.
+            period: steps between two checkpoints.
+            eval_period: steps between two evaluations, 0 for none.
+            keep: numbered checkpoints to keep, 0 for all.
+        """
+        self.checkpointer = checkpointer
+        self.period = period
+        self.eval_period = eval_period
+        self.keep = keep
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        last = done >= self.trainer.max_iter
+        due = any(period > 0 and done % period == 0 for period in (self.period, self.eval_period))
+        if last or due or self.trainer.stopping:
+            self.trainer.gather_random_states()
+            if comm.is_main_process():
+                name = "model_final" if last else f"model_{self.trainer.iter:07d}"
+                self.checkpointer.save(name, iteration=self.trainer.iter)
+                self.checkpointer.remove_old(self.keep)
+
+
+class EvaluationHook(HookBase):
+    """Evaluates every ``period`` steps and at the end; keeps the best weights and a history that survives a kill.
+
+    The history, OUTPUT_DIR/evaluations.json, is {number of steps: flat results}. An evaluation in which the process was
+    killed is done again when the training goes on.
+    """
+
+    def __init__(
+        self, checkpointer: SeamlessCheckpointer, period: int, evaluate: Callable[[], dict[str, Any] | None]
+    ) -> None:
+        """
+        Args:
+            checkpointer: writes model_best.
+            period: steps between two evaluations, 0 for one at the end.
+            evaluate: returns nested results on the main process.
+        """
+        self.checkpointer = checkpointer
+        self.period = period
+        self.evaluate = evaluate
+        self.history: dict[int, dict[str, float]] = {}
+
+    @property
+    def _file(self) -> Path:
+        return Path(self.checkpointer.save_dir) / EVALUATIONS
+
+    def before_train(self) -> None:
+        start, end = self.trainer.start_iter, self.trainer.max_iter
+        if comm.is_main_process():
+            self.history = {k: v for k, v in read_evaluations(self._file).items() if k <= start}
+        known = start in comm.all_gather(list(self.history))[0]
+        if start >= end or (0 < start and self.period > 0 and start % self.period == 0 and not known):
+            logging.getLogger(__name__).info(f"evaluation after {start} steps, which were taken before")
+            self._evaluate(start)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        due = done >= self.trainer.max_iter or (self.period > 0 and done % self.period == 0)
+        if due and not self.trainer.stopping:
+            self._evaluate(done)
+
+    def _evaluate(self, done: int) -> None:
+        results = self.evaluate()
+        if comm.is_main_process() and results:
+            flat = {k: float(v) for k, v in flatten_results_dict(results).items()}
+            self.trainer.storage.put_scalars(**flat, smoothing_hint=False, cur_iter=max(done - 1, 0))
+            earlier = [h[BEST_METRIC] for k, h in self.history.items() if k < done and BEST_METRIC in h]
+            best = flat.get(BEST_METRIC, float("nan"))
+            # A comparison with NaN is false: undefined results are never the best.
+            if best > max([x for x in earlier if x == x], default=float("-inf")):
+                self.checkpointer.save("model_best", iteration=done - 1)
+                logging.getLogger(__name__).info(f"best {BEST_METRIC} so far: {best:.3f}, in model_best.pth")
+            self.history[done] = flat
+            # Last, so that a kill before this line does the evaluation again.
+            write_json(self._file, self.history)
+        comm.synchronize()
+
+
+def read_evaluations(file: Path) -> dict[int, dict[str, float]]:
+    """The history that ``EvaluationHook`` writes; empty where there is none."""
+    try:
+        return {int(k): v for k, v in json.loads(file.read_text()).items()}
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+class RestartingPreciseBN(hooks.PreciseBN):
+    """Detectron2's PreciseBN, each time with the first batches of its loader, so that it can be repeated."""
+
+    def update_stats(self) -> None:
+        self._data_loader.load_state_dict({**self._data_loader.state_dict(), "images": 0})
+        self._data_iter = None
+        super().update_stats()
+        self._data_loader.close()
+
+
+def trim_metrics(file: Path, start: int) -> None:
+    """Drop what a killed run wrote after its checkpoint: lines of ``start`` and later, and half a line."""
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["iteration"] < start:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    with atomic_write(file, "w") as stream:
+        stream.writelines(line + "\n" for line in kept)
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Delete temporary files that a killed run of this folder left behind in the middle of writing."""
+    for leftover in Path(folder).glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)

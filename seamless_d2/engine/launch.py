@@ -1,0 +1,92 @@
+"""Starting one process or many: by torchrun, by Detectron2's --num-gpus and --num-machines, or just this one."""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import detectron2.engine
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from ..errors import UserError
+from .preemption import on_preemption
+
+TIMEOUT = timedelta(minutes=30)
+
+
+def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    """Run ``main(args)`` in every process of the training.
+
+    Args:
+        main: a function of a module (processes are started by name).
+        args: of ``detectron2.engine.default_argument_parser``: num_gpus, num_machines, machine_rank, dist_url.
+
+    Returns:
+        What ``main`` returns, or None where it ran in other processes.
+
+    Raises:
+        UserError: more processes than GPUs.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):
+        return _under_torchrun(main, args)
+    gpus = torch.cuda.device_count()
+    if args.num_gpus > 1 and 0 < gpus < args.num_gpus:
+        raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {gpus}")
+    if args.num_gpus * args.num_machines == 1:
+        return main(args)
+    # A signal to this process alone would leave the others behind.
+    with on_preemption(_forward_to_children):
+        try:
+            detectron2.engine.launch(
+                _one_process, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args), TIMEOUT
+            )
+        except torch.multiprocessing.ProcessExitedException as error:
+            if error.exit_code == 1:  # its sentence is on the screen already
+                sys.exit(1)
+            raise UserError(
+                f"process {error.error_index} of the training was ended ({error}); most often memory ran out, see "
+                "the log"
+            ) from None
+    return None
+
+
+def _one_process(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    try:
+        main(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        # Not sys.exit: others may wait for this process, and it for them.
+        os._exit(1)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _forward_to_children(name: str) -> None:
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.Signals[name])
+
+
+def _under_torchrun(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    """torchrun has started one process per GPU and says in the environment which one this is."""
+    gpu = torch.cuda.is_available()
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"torchrun started {local_size} processes, but there are {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(local_rank)
+    # torchrun starts all anew after a failure; those go on from the last checkpoint.
+    args.resume = args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)
+    comm.create_local_process_group(local_size)
+    comm.synchronize()
+    try:
+        return main(args)
+    finally:
+        dist.destroy_process_group()

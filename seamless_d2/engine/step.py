@@ -1,0 +1,251 @@
+"""One training step: accumulation, mixed precision, moving average, and what happens when numbers go wrong."""
+
+import contextlib
+import logging
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.loader import TrainLoader
+from ..errors import UserError
+from .ema import WeightAverage
+from .random_state import get_random_state, set_random_state
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Below this, halving the scale has not helped: the gradient itself is not finite.
+_LEAST_SCALE = 2.0**-14
+
+
+def wrap_for_processes(model: nn.Module) -> nn.Module:
+    """DistributedDataParallel where there are several processes, on GPUs (nccl) as on CPUs (gloo).
+
+    Raises:
+        UserError: a model on the CPU and processes that talk through GPUs.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    if device.type == "cpu" and dist.get_backend() == "nccl":
+        raise UserError('several processes on CPUs need CUDA_VISIBLE_DEVICES="" in the environment beside MODEL.DEVICE')
+    # DefaultTrainer names a device in any case, which DistributedDataParallel refuses on CPUs.
+    device_ids = None if device.type == "cpu" else [torch.cuda.current_device()]
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+
+class TrainingStep(SimpleTrainer):
+    """Detectron2's SimpleTrainer with a ``run_step`` of several forward passes in the precision of choice.
+
+    All processes decide together: a loss that is not finite in one of them makes all of them skip or stop.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: TrainLoader,
+        optimizer: torch.optim.Optimizer,
+        *,
+        accumulate_steps: int = 1,
+        precision: torch.dtype | None = None,
+        ema_decay: float | None = None,
+        on_nonfinite: str = "stop",
+        max_skipped: int = 10,
+    ) -> None:
+        """
+        Args:
+            model: returns a dict of losses.
+            data_loader: gives one micro-batch at a time.
+            optimizer: clips gradients by itself, if at all.
+            accumulate_steps: micro-batches per step; the step follows the mean of their losses.
+            precision: of autocast; float16 scales the loss. Default: no autocast.
+            ema_decay: see ``WeightAverage``; default none.
+            on_nonfinite: "stop" or "skip".
+            max_skipped: steps from which "skip" stops too.
+        """
+        super().__init__(model, data_loader, optimizer)
+        self.bare_model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.device = next(self.bare_model.parameters()).device
+        self.accumulate_steps = accumulate_steps
+        self.precision = precision
+        # Gradients of float16 underflow without a scale; bfloat16 has the range of float32.
+        self.grad_scaler = torch.amp.GradScaler(self.device.type) if precision == torch.float16 else None
+        self.ema = None if ema_decay is None else WeightAverage(self.bare_model, ema_decay)
+        self.on_nonfinite = on_nonfinite
+        self.max_skipped = max_skipped
+        self.skipped = 0
+        #: set by a signal; the processes agree on it once per step
+        self.stop_requested = False
+        #: what they agreed on
+        self.stop_agreed = False
+        self._rank_states: list[dict[str, Any]] | None = None
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, model: nn.Module, data_loader: TrainLoader, optimizer: torch.optim.Optimizer
+    ) -> "TrainingStep":
+        """
+        Raises:
+            UserError: an unknown precision or policy.
+        """
+        solver = cfg.SOLVER
+        if solver.AMP.DTYPE not in PRECISIONS:
+            raise UserError(f"SOLVER.AMP.DTYPE is {solver.AMP.DTYPE!r}; use {' or '.join(PRECISIONS)}")
+        if solver.ON_NONFINITE not in ("stop", "skip"):
+            raise UserError(f'SOLVER.ON_NONFINITE is {solver.ON_NONFINITE!r}; use "stop" or "skip"')
+        return cls(
+            model,
+            data_loader,
+            optimizer,
+            accumulate_steps=solver.ACCUMULATE_STEPS,
+            precision=PRECISIONS[solver.AMP.DTYPE] if solver.AMP.ENABLED else None,
+            ema_decay=solver.EMA.DECAY if solver.EMA.ENABLED else None,
+            on_nonfinite=solver.ON_NONFINITE,
+            max_skipped=solver.MAX_SKIPPED_STEPS,
+        )
+
+    def run_step(self) -> None:
+        """
+        Raises:
+            UserError: a loss or gradient is not finite (policy "stop", or "skip" too often), or a fault of the data.
+        """
+        # A batch that is skipped must not leave its mark in the running statistics.
+        buffers = [b.clone() for b in self.bare_model.buffers()] if self.on_nonfinite == "skip" else None
+        self.optimizer.zero_grad()
+        data_time, files, losses = 0.0, [], []
+        for number in range(self.accumulate_steps):
+            start = time.perf_counter()
+            data = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            files.append([str(entry.get("file_name", "?")) for entry in data])
+            losses.append(self._backward(data, last=number == self.accumulate_steps - 1))
+        self.after_backward()
+        names = list(losses[0])
+        values = torch.stack([torch.stack([loss[name] for name in names]) for loss in losses]).double().cpu()
+        problem = self._find_problem(names, values, files)
+        means, some_problem, self.stop_agreed = self._agree(values.mean(dim=0), problem is not None)
+        if some_problem:
+            self._skip(problem, buffers)
+        else:
+            self._optimise()
+            if comm.is_main_process():
+                losses = dict(zip(names, means.tolist(), strict=True))
+                images = sum(len(f) for f in files) * comm.get_world_size()
+                get_event_storage().put_scalars(
+                    **losses, total_loss=sum(losses.values()), data_time=data_time, images=images
+                )
+
+    def _backward(self, data: list[dict], last: bool) -> dict[str, Tensor]:
+        """Forwards and backwards of one micro-batch; gradients are exchanged with the last one."""
+        wait = isinstance(self.model, DistributedDataParallel) and not last
+        with self.model.no_sync() if wait else contextlib.nullcontext():
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+                losses = self.model(data)
+            total = sum(losses.values()) / self.accumulate_steps
+            (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
+        return {name: loss.detach().float() for name, loss in losses.items()}
+
+    def _find_problem(self, names: list[str], values: Tensor, files: list[list[str]]) -> str | None:
+        """What is not finite in this process: the first loss with its images, else a parameter's gradient."""
+        bad = (~torch.isfinite(values)).nonzero()
+        if len(bad):
+            batch = int(bad[0, 0])
+            names = ", ".join(dict.fromkeys(names[i] for b, i in bad.tolist() if b == batch))
+            return f"{names} not finite, images {', '.join(files[batch])}"
+        everything = ", ".join(file for batch in files for file in batch)
+        if self.grad_scaler is not None:
+            # It skips such steps itself and lowers the scale, until that does not help any more.
+            if self.grad_scaler.get_scale() >= _LEAST_SCALE:
+                return None
+            return f"gradients not finite whatever the scale, images {everything}"
+        gradients = {n: p.grad for n, p in self.bare_model.named_parameters() if p.grad is not None}
+        norms = torch.stack(torch._foreach_norm(list(gradients.values()))) if gradients else torch.zeros(1)
+        if bool(torch.isfinite(norms).all()):
+            return None
+        name = list(gradients)[int((~torch.isfinite(norms)).nonzero()[0, 0])]
+        return f"gradient of {name} not finite, images {everything}"
+
+    def _agree(self, losses: Tensor, problem: bool) -> tuple[Tensor, bool, bool]:
+        """The mean losses, whether some process has a problem, and whether some process got a signal to stop."""
+        flags = torch.tensor([problem, self.stop_requested], dtype=torch.float64)
+        if comm.get_world_size() == 1:
+            return losses, problem, self.stop_requested
+        message = torch.cat([losses, flags]).to(self.device)
+        messages = [torch.zeros_like(message) for _ in range(comm.get_world_size())]
+        dist.all_gather(messages, message)
+        messages = torch.stack(messages).cpu()
+        return messages[:, :-2].mean(dim=0), bool(messages[:, -2].any()), bool(messages[:, -1].any())
+
+    def _skip(self, problem: str | None, buffers: list[Tensor] | None) -> None:
+        problems = [(rank, text) for rank, text in enumerate(comm.all_gather(problem)) if text is not None]
+        # One process's loss spoils the gradients of all: name the culprit alone.
+        problems = [entry for entry in problems if "gradient" not in entry[1]] or problems[:1]
+        where = "process {}: " if comm.get_world_size() > 1 else ""
+        what = "; ".join(where.format(rank) + text for rank, text in problems)
+        self.optimizer.zero_grad()
+        self.skipped += 1
+        if self.on_nonfinite == "stop":
+            raise UserError(
+                f"iteration {self.iter}: {what}; lower SOLVER.BASE_LR, look at the images, or set SOLVER.ON_NONFINITE "
+                "to skip"
+            )
+        with torch.no_grad():
+            for buffer, before in zip(self.bare_model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        if self.skipped > self.max_skipped:
+            raise UserError(
+                f"iteration {self.iter}: {what}; this would be skipped step {self.skipped}, more than "
+                f"SOLVER.MAX_SKIPPED_STEPS {self.max_skipped}; lower SOLVER.BASE_LR"
+            )
+        logging.getLogger(__name__).warning(
+            f"iteration {self.iter}: {what}; step skipped ({self.skipped} of at most {self.max_skipped})"
+        )
+
+    def _optimise(self) -> None:
+        if self.grad_scaler is None:
+            self.optimizer.step()
+        else:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        if self.ema is not None:
+            self.ema.update()
+
+    def gather_random_states(self) -> None:
+        """On all processes, before the main one writes a checkpoint: collect the random states of all."""
+        self._rank_states = comm.gather(get_random_state())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights that the next steps depend on."""
+        state = super().state_dict()
+        state.update(data=self.data_loader.state_dict(), skipped=self.skipped, random=self._rank_states or [])
+        if self.grad_scaler is not None:
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Checkpoints without some of the states (of Detectron2, of another config, of another number of processes)
+        are taken as far as they go; the log says what is missing."""
+        logger = logging.getLogger(__name__)
+        super().load_state_dict(state)
+        self.skipped = state.get("skipped", 0)
+        if "data" in state:
+            self.data_loader.load_state_dict(state["data"])
+        if len(state.get("random", [])) == comm.get_world_size():
+            set_random_state(state["random"][comm.get_rank()])
+        else:
+            logger.warning("the checkpoint is of another number of processes: the order of the images changes")
+        if self.grad_scaler is not None and "grad_scaler" in state:
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
+        if self.ema is not None and "ema" in state:
+            self.ema.load_state_dict(state["ema"])
+        elif self.ema is not None:
+            logger.warning("the checkpoint has no moving average: it starts from the weights")
+            self.ema.set_weights(self.bare_model.state_dict())
