@@ -102,11 +102,7 @@ def main() -> None:
     else:
         predictor = Predictor(cfg, device=args.device, **options)
         summary = predict_files(predictor, args.input, args.output, formats, **where)
-    skipped = f", {summary.skipped} inputs were finished before" if summary.skipped else ""
-    print(f"{len(summary.written)} files in {args.output}{skipped}")
-    if summary.failures:
-        sentences = "\n  ".join(summary.failures)
-        raise UserError(f"{len(summary.failures)} inputs failed:\n  {sentences}")
+    summary.report(args.output)
 
 
 if __name__ == "__main__":

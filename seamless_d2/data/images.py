@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
+from .fast_png import decode_rgb_png
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -43,6 +44,23 @@ def read_photo(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     return array
 
 
+def photo_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a photo as ``read_photo`` gives it, without decoding it.
+
+    Raises:
+        UserError: missing or corrupt file.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+    except FileNotFoundError:
+        raise UserError(f"image {path} does not exist; check the path") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {path} cannot be read ({error}); replace or remove it") from None
+    return (width, height) if turned else (height, width)
+
+
 def to_tensor(image: np.ndarray, channel_order: str) -> torch.Tensor:
     """(H, W, 3) uint8 RGB -> (3, H, W) uint8 in the order of INPUT.FORMAT."""
     if channel_order == "BGR":
@@ -73,6 +91,9 @@ def read_id_picture(path: str | Path) -> np.ndarray:
         UserError: missing or corrupt file, or neither RGB nor grey.
     """
     try:
+        picture = decode_rgb_png(Path(path).read_bytes())
+        if picture is not None:
+            return picture
         with Image.open(path) as image:
             mode = image.mode
             grey = mode in ("L", "I") or mode.startswith("I;16")

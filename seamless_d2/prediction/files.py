@@ -40,6 +40,19 @@ class Summary:
     skipped: int = 0
     failures: list[str] = field(default_factory=list)
 
+    def fail(self, error: UserError) -> None:
+        """Note a failure, and say so at once."""
+        self.failures.append(str(error))
+        tqdm.write(f"error: {error}")
+
+    def report(self, output: Path) -> None:
+        """Print what is there; raise ``UserError``, which lists the failures, where there are any."""
+        skipped = f", {self.skipped} inputs were finished before" if self.skipped else ""
+        print(f"{len(self.written)} files in {output}{skipped}")
+        if self.failures:
+            sentences = "\n  ".join(self.failures)
+            raise UserError(f"{len(self.failures)} inputs failed:\n  {sentences}")
+
 
 def predict_files(
     predictor: Predictor,
@@ -211,7 +224,7 @@ class _Run:
         for source, (_, error) in tqdm(outcomes, desc="predict", unit="image", total=len(todo), disable=not todo):
             if error is not None:
                 failed.add(source.name)
-                _fail(summary, error)
+                summary.fail(error)
         return failed
 
     def _try_video(self, predictor: Predictor, source: Source, max_frames: int | None, summary: Summary) -> None:
@@ -226,7 +239,7 @@ class _Run:
                 write_json(done, {"frames": count})
             summary.written += videos.values()
         except UserError as error:
-            _fail(summary, error)
+            summary.fail(error)
 
     def _predict_video(
         self, predictor: Predictor, source: Source, videos: dict[str, Path], max_frames: int | None
@@ -283,8 +296,3 @@ class _Run:
         """Write the COCO json files of all that is there."""
         if "coco" in self.formats:
             assemble_coco(self.output, self._names(), self.image_ids)
-
-
-def _fail(summary: Summary, error: UserError) -> None:
-    summary.failures.append(str(error))
-    tqdm.write(f"error: {error}")

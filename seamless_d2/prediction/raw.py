@@ -103,8 +103,8 @@ def fuse_raw(
         in_range &= 0 <= int(detected.min()) and int(detected.max()) < things
     if not in_range:
         raise UserError(
-            f"{source} has labels beyond the {num_classes} classes given, {things} of them things; give the metadata or "
-            "config of the model that made it"
+            f"{source} has labels beyond the {num_classes} classes given, {things} of them things; give the metadata "
+            "or config of the model that made it"
         )
     found = raw["bbx_pred"] is not None
     return fuse_panoptic(

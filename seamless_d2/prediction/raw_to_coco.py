@@ -1,0 +1,114 @@
+"""Raw predictions (``raw.py``) to the COCO files of ``formats.py``: what ``tools/raw_to_coco_panoptic.py`` does."""
+
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from ..config import load_config
+from ..data.images import photo_size
+from ..data.metadata import Classes
+from ..data.seamseg_format import metadata_classes, read_metadata
+from ..errors import UserError
+from ..modeling.fusion import resize_panoptic
+from .files import Summary
+from .formats import assemble_coco, format_files, read_image_ids, write_formats
+from .raw import SUFFIX, fuse_raw, load_raw
+from .result import PanopticResult
+from .sources import IMAGE_SUFFIXES
+
+
+def read_classes(metadata: str | Path | None, config: str | Path | None) -> tuple[Classes, CfgNode | None]:
+    """Classes from one of the original's metadata.bin and one of our configs; the latter has thresholds too.
+
+    Raises:
+        UserError: none or both given, or one that holds no classes.
+    """
+    if (metadata is None) == (config is None):
+        raise UserError("give one of --metadata (the original's metadata.bin) and --config (a yaml)")
+    if metadata is not None:
+        path = Path(metadata)
+        if not path.is_file():
+            raise UserError(f"metadata {path} does not exist; give the file that lies beside the model")
+        return metadata_classes(read_metadata(path.read_bytes(), str(path))["meta"]), None
+    cfg = load_config(config)
+    classes = Classes.from_config(cfg)
+    if classes is None:
+        raise UserError(f"config {config} has no class names (MODEL.SEAMLESS.STUFF_CLASSES); give a model's own yaml")
+    return classes, cfg
+
+
+def convert_raw(
+    raw_dir: str | Path,
+    output: str | Path,
+    classes: Classes,
+    *,
+    images: str | Path | None = None,
+    score_thresh: float = 0.5,
+    overlap_thresh: float = 0.5,
+    stuff_area_thresh: int = 4096,
+    image_ids: str | Path | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Fuse every ``*.pth.tar`` below a folder and write COCO's panoptic and instance json.
+
+    Args:
+        raw_dir: searched recursively.
+        output: folder, created where needed.
+        classes: those of the model that made the files.
+        images: folder of the pictures, of the same structure: maps get their sizes; default the network's.
+        score_thresh, overlap_thresh, stuff_area_thresh: see ``fuse_panoptic``.
+        image_ids: see ``predict_files``.
+        overwrite: whether to do finished files again.
+
+    Raises:
+        UserError: a folder that does not exist or holds no raw predictions.
+    """
+    raw_dir, output = Path(raw_dir), Path(output)
+    if not raw_dir.is_dir():
+        raise UserError(f"raw folder {raw_dir} does not exist; check the path")
+    if images is not None and not Path(images).is_dir():
+        raise UserError(f"folder {images} of --images does not exist; check the path")
+    files = sorted(p for p in raw_dir.rglob(f"*{SUFFIX}") if not p.name.startswith("."))
+    if not files:
+        raise UserError(f"no raw predictions (*{SUFFIX}) in {raw_dir}; make them with tools/predict.py --format raw")
+    ids = None if image_ids is None else read_image_ids(image_ids)
+    names = [p.relative_to(raw_dir).as_posix().removesuffix(SUFFIX) for p in files]
+    summary = Summary()
+    for name, file in zip(tqdm(names, desc="fuse", unit="image"), files, strict=True):
+        targets = format_files(output, name, ("coco",))["coco"]
+        if not overwrite and all(p.is_file() for p in targets):
+            summary.skipped += 1
+            summary.written += targets
+            continue
+        try:
+            panoptic_seg, segments = fuse_raw(
+                load_raw(file),
+                file,
+                num_stuff=classes.num_stuff,
+                num_classes=len(classes.names),
+                score_thresh=score_thresh,
+                overlap_thresh=overlap_thresh,
+                stuff_area_thresh=stuff_area_thresh,
+            )
+            if images is not None:
+                panoptic_seg, segments = resize_panoptic(panoptic_seg, segments, *_size(Path(images), name))
+            blank = np.empty((*panoptic_seg.shape, 0), np.uint8)  # the COCO files need no photo
+            result = PanopticResult.from_fusion(blank, panoptic_seg.numpy(), segments, classes)
+            summary.written += write_formats(result, output, name, ("coco",))
+        except UserError as error:
+            summary.fail(error)
+    assemble_coco(output, names, ids)
+    return summary
+
+
+def _size(images: Path, name: str) -> tuple[int, int]:
+    """(height, width) of the picture that a raw prediction was made of."""
+    for suffix in IMAGE_SUFFIXES:
+        for path in (images / f"{name}{suffix}", images / f"{name}{suffix.upper()}"):
+            if path.is_file():
+                return photo_size(path)
+    raise UserError(
+        f"there is no picture {images / name} ({', '.join(IMAGE_SUFFIXES)}); give the folder they came from"
+    )
