@@ -7,6 +7,7 @@ import detectron2.engine
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ..config import load_config, resolve_config
 from ..data.metadata import Classes
@@ -66,6 +67,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         resolve_epochs(cfg)
     cfg.freeze()
     detectron2.engine.default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="seamless_d2", abbrev_name="seamless")
     if comm.is_main_process():
         # default_setup writes the file in place; a reader must never see half of it.
         with atomic_write(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
