@@ -1,5 +1,7 @@
 """Every configuration key that seamless_d2 adds to Detectron2's, and the lookup of the shipped configs."""
 
+import difflib
+import re
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -166,6 +168,39 @@ def resolve_config(file: str | Path) -> Path:
     return config_file(Path(file).as_posix().removeprefix("configs/"))
 
 
+def _keys(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
+    """All full keys, sections included, with their values."""
+    result: dict[str, object] = {}
+    for name, value in cfg.items():
+        result[prefix + name] = value
+        if isinstance(value, CfgNode):
+            result.update(_keys(value, f"{prefix}{name}."))
+    return result
+
+
+def _explain(cfg: CfgNode, reason: str) -> str:
+    """Make yacs's complaint one that says what to write instead."""
+    key = reason.rsplit("key: ", 1)[-1] if "key: " in reason else ""
+    keys = _keys(cfg)
+    if "Non-existent" in reason:
+        by_upper = {k.upper(): k for k in keys}
+        close = difflib.get_close_matches(key.upper(), by_upper, n=3, cutoff=0.75)
+        # The right name in the wrong section.
+        leaf = key.rsplit(".", 1)[-1].upper()
+        close += [k for k in by_upper if k.rsplit(".", 1)[-1] == leaf and k not in close][:3]
+        names = [by_upper[k] for k in close]
+        return f"there is no key {key}" + (f"; did you mean {' or '.join(names)}?" if names else "")
+    if reason.startswith("Type mismatch") and key in keys:
+        if isinstance(keys[key], CfgNode):
+            return f"{key} is a section; set one of its keys: {', '.join(f'{key}.{k}' for k in keys[key])}"
+        kind = type(keys[key]).__name__
+        given = re.search(r"with values \((.*) vs\. (.*)\) for config", reason, re.DOTALL)
+        found = f", not {given.group(2)!r}" if given else ""
+        example = {"float": "a number with a point", "int": "a whole number", "bool": "True or False", "str": "text"}
+        return f"{key} must be {example.get(kind, f'a {kind}')} such as {keys[key]!r}{found}"
+    return reason
+
+
 def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode:
     """Detectron2's defaults, ours, then the yaml ``file``, then ``KEY VALUE`` overrides.
 
@@ -181,7 +216,8 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode
         cfg.merge_from_file(str(path), allow_unsafe=False)
         cfg.merge_from_list(overrides or [])
     except (KeyError, ValueError, AssertionError, TypeError) as error:
-        reason = error.args[0] if error.args else error
+        reason = str(error.args[0] if error.args else error)
+        reason = _explain(cfg, reason)
         raise UserError(f"config {path} (with its overrides) is not valid: {reason}") from error
     except Exception as error:  # yaml has no common base class that yacs re-exports
         raise UserError(f"config {path} cannot be read as yaml: {error}") from error

@@ -50,7 +50,8 @@ class ProgressPrinter(EventWriter):
     def write(self) -> None:
         storage = get_event_storage()
         done = storage.iter + 1
-        if storage.iter >= self.max_iter:  # the writers are called once more when all is done
+        # The writers are called once more when all is done.
+        if storage.iter >= self.max_iter or (self._last is not None and self._last[0] == done):
             return
         scalars = storage.latest()
         if "total_loss" not in scalars:

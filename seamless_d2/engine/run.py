@@ -10,7 +10,8 @@ from detectron2.utils import comm
 
 from ..checkpoint import load_weights
 from ..files import write_json
-from .setup import setup
+from .dry_run import dry_run
+from .setup import load_and_check, setup
 from .trainer import SeamlessTrainer
 
 
@@ -25,7 +26,12 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train, or evaluate with ``args.eval_only``; returns the metrics of the last evaluation."""
+    """Train, or evaluate with ``args.eval_only``; returns the metrics of the last evaluation.
+
+    With ``args.dry_run`` neither, see ``dry_run``, whose report it returns.
+    """
+    if getattr(args, "dry_run", False):
+        return dry_run(load_and_check(args))
     cfg = setup(args)
     if args.eval_only:
         return evaluate(cfg)

@@ -4,6 +4,7 @@ import argparse
 import os
 
 import detectron2.engine
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
@@ -45,8 +46,19 @@ def iterations_per_epoch(cfg: CfgNode) -> int:
     return max(images // cfg.SOLVER.IMS_PER_BATCH, 1)
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Load the config, register its data sets, check both, create OUTPUT_DIR with config.yaml.
+def check_device(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: MODEL.DEVICE is a GPU and there is none.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but PyTorch finds no GPU; add MODEL.DEVICE cpu to the command"
+        )
+
+
+def load_and_check(args: argparse.Namespace) -> CfgNode:
+    """Load the config, register its data sets and check both; nothing is written.
 
     Args:
         args: of ``detectron2.engine.default_argument_parser``: config_file, eval_only, resume, opts.
@@ -65,7 +77,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
     adopt_classes(cfg, names)
     if not args.eval_only:
         resolve_epochs(cfg)
+    check_device(cfg)
     cfg.freeze()
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """``load_and_check``, then create OUTPUT_DIR with config.yaml and log.txt, and seed the random numbers.
+
+    Raises:
+        UserError: whatever is wrong with config or data.
+    """
+    cfg = load_and_check(args)
     detectron2.engine.default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="seamless_d2", abbrev_name="seamless")
     if comm.is_main_process():

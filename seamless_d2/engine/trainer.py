@@ -21,6 +21,8 @@ from ..data.mapper import SeamlessMapper
 from ..errors import UserError
 from ..evaluation import build_evaluators
 from .hooks import CheckpointHook, EvaluationHook, RestartingPreciseBN, remove_leftovers, trim_metrics
+from .pictures import prediction_pictures
+from .plots import plot_metrics
 from .preemption import Preempted, on_preemption
 from .progress import build_writers
 from .setup import iterations_per_epoch
@@ -150,7 +152,10 @@ class SeamlessTrainer(DefaultTrainer):
                 if self._trainer.ema is not None:
                     logging.getLogger(__name__).info("evaluation of the moving average of the weights")
                     with self._trainer.ema.applied():
-                        results["ema"] = self.test(self.cfg, self.checkpointer.model)
+                        results["ema"] = self.test(self.cfg, self.checkpointer.model) or {}
+                if comm.is_main_process():
+                    for name, picture in prediction_pictures(self.cfg, self.checkpointer.model):
+                        self.storage.put_image(f"photo, truth, prediction/{name}", picture.transpose(2, 0, 1))
         finally:
             self._evaluating = False
         self._last_eval_results = results
@@ -191,7 +196,9 @@ class SeamlessTrainer(DefaultTrainer):
                     self.after_step()
                     if self.stopping:
                         raise Preempted
+                finished = True
             except Preempted:
+                finished = False
                 logger.warning(f"stopped by {self._signal or 'a signal to another process'}; go on with --resume")
                 self._last_eval_results = {}
             except UserError as error:
@@ -200,4 +207,17 @@ class SeamlessTrainer(DefaultTrainer):
             finally:
                 self.data_loader.close()
                 self.after_train()
+        if finished and comm.is_main_process():
+            self._write_final_files()
         return self._last_eval_results
+
+    def _write_final_files(self) -> None:
+        """The moving average as weights of their own, and the curves."""
+        if self._trainer.ema is not None:
+            SeamlessCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR).save(
+                "model_final_ema", model=self._trainer.ema.weights
+            )
+        try:
+            plot_metrics(self.cfg.OUTPUT_DIR)
+        except UserError as error:
+            logging.getLogger(__name__).warning(error)
