@@ -7,18 +7,32 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 from tqdm import tqdm
 
-from ..data.images import read_id_map
+from ..data.images import read_id_map, read_id_picture, rgb_to_ids
 from ..data.metadata import VOID_LABEL, Classes
 from ..data.prepare.id_maps import instance_annotations, measure_segments
 from ..files import write_json
 
 
+def read_truth(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 picture of segment ids, resized to ``size`` (height, width) by nearest sampling where given."""
+    picture = read_id_picture(path)
+    if size is None or picture.shape[:2] == tuple(size):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.NEAREST))
+
+
 class SemanticTruth:
-    """``sem_seg_loading_fn`` for ``SemSegEvaluator``: semantic labels straight from the panoptic PNG."""
+    """``sem_seg_loading_fn`` for ``SemSegEvaluator``: semantic labels straight from the panoptic PNG.
+
+    Attributes:
+        size: (height, width) to which the next maps are resized; None leaves them.
+    """
 
     def __init__(self, dataset_name: str) -> None:
+        self.size: tuple[int, int] | None = None
         num_stuff = Classes.from_metadata(dataset_name).num_stuff
         self.labels = {
             record["sem_seg_file_name"]: {
@@ -29,11 +43,12 @@ class SemanticTruth:
 
     def __call__(self, file_name: str, dtype: type = np.int64) -> np.ndarray:
         """(H, W) labels, stuff 0..S-1, things S..C-1, 255 = void."""
-        id_map = read_id_map(file_name)
-        ids, inverse = np.unique(id_map, return_inverse=True)
+        id_map = rgb_to_ids(read_truth(file_name, self.size))
         table = self.labels[file_name]
-        labels = np.array([table.get(i, VOID_LABEL) for i in ids.tolist()], dtype)
-        return labels[inverse].reshape(id_map.shape)
+        ids = np.array(sorted(table), np.int64)
+        labels = np.array([VOID_LABEL, *(table[i] for i in ids.tolist())], dtype)
+        place = np.searchsorted(ids, id_map).clip(max=max(len(ids) - 1, 0))
+        return labels[np.where(ids[place] == id_map, place + 1, 0)] if len(ids) else np.full_like(id_map, VOID_LABEL)
 
 
 def _fingerprint(dataset_name: str) -> str:

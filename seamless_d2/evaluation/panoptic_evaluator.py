@@ -1,6 +1,5 @@
 """Streaming PQ for Detectron2's evaluation loop: sums per image, nothing gathered but the sums."""
 
-import csv
 import io
 import logging
 import os
@@ -16,10 +15,14 @@ from detectron2.utils import comm
 from PIL import Image
 from tabulate import tabulate
 
-from ..data.images import ids_to_rgb, read_id_map
+from ..data.images import ids_to_rgb, rgb_to_ids
 from ..data.metadata import Classes
+from ..errors import UserError
 from ..files import atomic_write, write_json
-from .panoptic_quality import PanopticStatistics, Segments, add_image
+from .ground_truth import read_truth
+from .panoptic_quality import ImageMatch, Segments, match_image
+from .statistics import DatasetStatistics
+from .tables import averages, write_per_class
 
 # Images whose truth is being read while the network goes on; bounds the memory.
 MAX_PENDING = 4
@@ -32,23 +35,37 @@ class PanopticEvaluator(DatasetEvaluator):
     rank 0; memory does not grow with the number of images.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str | None = None, *, save_predictions: bool = False) -> None:
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        *,
+        save_predictions: bool = False,
+        rules: str = "panopticapi",
+        resize_truth: bool = False,
+    ) -> None:
         """
         Args:
             dataset_name: a registered panoptic data set.
             output_dir: where per_class.csv (and predictions) go; None = nowhere.
             save_predictions: also write the predicted PNGs and predictions.json (COCO panoptic) into ``output_dir``.
+            rules: void and crowd rules, see ``match_counts``.
+            resize_truth: bring the truth to the prediction's size by nearest sampling; segments that vanish there do
+                not count.
         """
+        self.dataset_name = dataset_name
         self.classes = Classes.from_metadata(dataset_name)
         self.records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
         self.output_dir = Path(output_dir) if output_dir else None
         self.save_predictions = save_predictions and self.output_dir is not None
+        self.rules = rules
+        self.resize_truth = resize_truth
         self._logger = logging.getLogger(__name__)
         self.reset()
 
     def reset(self) -> None:
-        self.statistics = PanopticStatistics(len(self.classes.names))
-        self._pending: deque[Future] = deque()
+        self.statistics = DatasetStatistics(len(self.classes.names))
+        self._pending: deque[tuple[Any, np.ndarray, Future]] = deque()
         self._pool = ThreadPoolExecutor(2)
         self._annotations: list[dict[str, Any]] = []
 
@@ -58,79 +75,87 @@ class PanopticEvaluator(DatasetEvaluator):
             panoptic_seg, segments_info = output["panoptic_seg"]
             ids = panoptic_seg.cpu().numpy()
             # Copies of what is needed: the dicts stay the model's.
-            segments = [(s["id"], self._label(s)) for s in segments_info]
-            self._pending.append(self._pool.submit(self._compare, entry["image_id"], ids, segments))
+            scores = np.array([s.get("score", np.nan) for s in segments_info], np.float64)
+            segments = Segments(
+                np.array([s["id"] for s in segments_info], np.int64),
+                np.array([self._label(s) for s in segments_info], np.int64),
+                np.zeros(len(segments_info), bool),
+                scores=scores,
+            )
+            image_id = entry["image_id"]
+            self._pending.append((image_id, ids, self._pool.submit(self._compare, image_id, ids, segments)))
             if self.save_predictions:
-                self._save(entry["image_id"], ids, segments)
-            while len(self._pending) > MAX_PENDING:
-                self.statistics += self._pending.popleft().result()
+                self._save(image_id, ids, segments)
+            self._collect(MAX_PENDING)
+
+    def _collect(self, left: int) -> None:
+        while len(self._pending) > left:
+            image_id, ids, match = self._pending.popleft()
+            self.statistics.add(match.result(), image_id, ids)
 
     def _label(self, segment: dict[str, Any]) -> int:
         return segment["category_id"] + (self.classes.num_stuff if segment["isthing"] else 0)
 
-    def _compare(self, image_id: Any, ids: np.ndarray, segments: list[tuple[int, int]]) -> PanopticStatistics:
-        record = self.records[image_id]
+    def truth_segments(self, record: dict[str, Any]) -> Segments:
+        """Of a record of the data set."""
         info = record["segments_info"]
-        truth = Segments(
+        return Segments(
             np.array([s["id"] for s in info], np.int64),
             np.array([self._label(s) for s in info], np.int64),
             np.array([bool(s["iscrowd"]) for s in info], bool),
         )
-        predicted = Segments(
-            np.array([i for i, _ in segments], np.int64),
-            np.array([label for _, label in segments], np.int64),
-            np.zeros(len(segments), bool),
-        )
-        statistics = PanopticStatistics(len(self.classes.names))
-        add_image(statistics, read_id_map(record["pan_seg_file_name"]), truth, ids, predicted)
-        return statistics
 
-    def _save(self, image_id: Any, ids: np.ndarray, segments: list[tuple[int, int]]) -> None:
+    def _compare(self, image_id: Any, ids: np.ndarray, predicted: Segments) -> ImageMatch:
+        record = self.records[image_id]
+        truth = self.truth_segments(record)
+        picture = read_truth(record["pan_seg_file_name"], ids.shape if self.resize_truth else None)
+        if self.resize_truth:
+            truth = truth.select(np.isin(truth.ids, rgb_to_ids(picture)))
+        try:
+            return match_image(picture, truth, ids, predicted, self.rules)
+        except UserError as error:
+            raise UserError(f"{record['file_name']}: {error}") from None
+
+    def _save(self, image_id: Any, ids: np.ndarray, segments: Segments) -> None:
         name = f"{image_id}.png".replace("/", "_")
         buffer = io.BytesIO()
         Image.fromarray(ids_to_rgb(ids)).save(buffer, format="PNG")
         with atomic_write(self.output_dir / "predictions" / name) as file:
             file.write(buffer.getvalue())
-        info = [
-            {"id": int(i), "category_id": self.classes.dataset_ids[label], "area": int((ids == i).sum())}
-            for i, label in segments
-        ]
+        areas = np.bincount(ids.ravel(), minlength=int(segments.ids.max(initial=0)) + 1)
+        info = []
+        for i, label, score in zip(segments.ids.tolist(), segments.classes, segments.scores.tolist(), strict=True):
+            entry = {"id": i, "category_id": self.classes.dataset_ids[label], "area": int(areas[i])}
+            info.append(entry if np.isnan(score) else {**entry, "score": score})
         self._annotations.append({"image_id": image_id, "file_name": name, "segments_info": info})
 
     def evaluate(self) -> OrderedDict | None:
         """The metrics in percent on rank 0, keys as Detectron2's plus "PQ-CLASS"; None elsewhere."""
-        while self._pending:
-            self.statistics += self._pending.popleft().result()
+        self._collect(0)
         self._pool.shutdown()
         gathered = comm.gather(self.statistics)
         annotations = comm.gather(self._annotations) if self.save_predictions else []
         if not comm.is_main_process():
             return None
-        total = PanopticStatistics(len(self.classes.names))
+        total = DatasetStatistics(len(self.classes.names))
         for statistics in gathered:
             total += statistics
         self.statistics = total
-        isthing = np.arange(len(self.classes.names)) >= self.classes.num_stuff
         result, rows = {}, []
-        for name, suffix, chosen in (("All", "", None), ("Things", "_th", isthing), ("Stuff", "_st", ~isthing)):
-            average = total.average(chosen)
+        means = averages(total.quality, self.classes, self.rules)
+        for (name, average), suffix in zip(means.items(), ("", "_th", "_st"), strict=True):
             rows.append([name, *(100 * average[k] for k in ("pq", "sq", "rq")), average["n"]])
             result |= {f"{key.upper()}{suffix}": 100 * average[key] for key in ("pq", "sq", "rq")}
         table = tabulate(rows, ["", "PQ", "SQ", "RQ", "#categories"], tablefmt="pipe", floatfmt=".3f")
         self._logger.info(f"Panoptic quality:\n{table}")
-        per_class = total.per_class()
+        per_class = total.quality.per_class()
         result |= {f"PQ-{name}": 100 * float(per_class["pq"][k]) for k, name in enumerate(self.classes.names)}
         if self.output_dir is not None:
-            self._write_files(per_class, [a for part in annotations for a in part])
+            self._write_files([a for part in annotations for a in part])
         return OrderedDict({"panoptic_seg": result})
 
-    def _write_files(self, per_class: dict[str, np.ndarray], annotations: list[dict[str, Any]]) -> None:
-        with atomic_write(self.output_dir / "per_class.csv", "w") as file:
-            writer = csv.writer(file)
-            writer.writerow(["class", "kind", *per_class])
-            for k, name in enumerate(self.classes.names):
-                kind = "thing" if k >= self.classes.num_stuff else "stuff"
-                writer.writerow([name, kind, *(value[k].item() for value in per_class.values())])
+    def _write_files(self, annotations: list[dict[str, Any]]) -> None:
+        write_per_class(self.output_dir / "per_class.csv", self.classes, self.statistics)
         if self.save_predictions:
             images = [
                 {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from .counting import count_overlaps
 
 RULES = ("panopticapi", "original")
 
@@ -26,6 +27,15 @@ class PanopticStatistics:
     def __post_init__(self) -> None:
         self.iou = np.zeros(self.num_classes)
         self.tp, self.fp, self.fn = (np.zeros(self.num_classes, np.int64) for _ in range(3))
+
+    def add(self, match: "ImageMatch") -> None:
+        """Add one image."""
+        size = self.num_classes
+        classes = match.truth.classes[match.rows]
+        self.iou += np.bincount(classes, match.iou, size)
+        self.tp += np.bincount(classes, minlength=size)
+        self.fp += np.bincount(match.predicted.classes[match.false], minlength=size)
+        self.fn += np.bincount(match.truth.classes[match.missed], minlength=size)
 
     def __iadd__(self, other: "PanopticStatistics") -> "PanopticStatistics":
         self.iou += other.iou
@@ -63,12 +73,26 @@ class PanopticStatistics:
 
 @dataclass
 class Segments:
-    """Segments of one image: ids as in the map, classes 0..C-1, crowd flags, and areas where the json states them."""
+    """Segments of one image.
+
+    Attributes:
+        ids: (n,) int64, as in the map, distinct.
+        classes: (n,) int64, 0..C-1.
+        crowd: (n,) bool.
+        areas: (n,) int64 as the json states them, which panopticapi takes for the truth; None = counted.
+        scores: (n,) float in 0..1, NaN for segments without one; None = none has.
+    """
 
     ids: np.ndarray
     classes: np.ndarray
     crowd: np.ndarray
     areas: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+    def select(self, chosen: np.ndarray) -> "Segments":
+        """Those of an (n,) bool selection."""
+        optional = (None if values is None else values[chosen] for values in (self.areas, self.scores))
+        return Segments(self.ids[chosen], self.classes[chosen], self.crowd[chosen], *optional)
 
     @classmethod
     def from_json(cls, segments_info: list[dict[str, Any]], class_of_id: dict[int, int], source: str) -> "Segments":
@@ -78,87 +102,74 @@ class Segments:
             UserError: an unknown category; ``source`` names the image.
         """
         for segment in segments_info:
+            missing = [key for key in ("id", "category_id") if key not in segment]
+            if missing:
+                raise UserError(f"{source} has a segment without {missing[0]!r}; mend the json")
             if segment["category_id"] not in class_of_id:
                 raise UserError(f"{source} has a segment of category {segment['category_id']}, which the truth lacks")
+        ids = np.array([s["id"] for s in segments_info], np.int64)
+        if len(np.unique(ids)) < len(ids):
+            raise UserError(f"{source} lists a segment id twice; ids must be unique in an image")
         areas = [segment.get("area") for segment in segments_info]
+        scores = [segment.get("score") for segment in segments_info]
         return cls(
-            np.array([s["id"] for s in segments_info], np.int64),
+            ids,
             np.array([class_of_id[s["category_id"]] for s in segments_info], np.int64),
             np.array([bool(s.get("iscrowd", 0)) for s in segments_info], bool),
             None if any(a is None for a in areas) else np.array(areas, np.int64),
+            None if all(s is None for s in scores) else np.array(scores, np.float64),
         )
 
 
-def local_labels(ids: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
-    """Map ids to positions.
+@dataclass
+class ImageMatch:
+    """What one image adds to the statistics.
 
-    Args:
-        ids: (H, W) integers in 0..2^24-1.
-        segment_ids: (n,) distinct ids.
-
-    Returns:
-        (H, W) int32: 0 for id 0, k + 1 for ``segment_ids[k]``, n + 1 for any other id.
+    Attributes:
+        truth, predicted: the n true and m predicted segments.
+        counts: (n + 2, m + 2) shared pixels, see ``count_overlaps``.
+        rows, columns, iou: the matched pairs: positions among truth and predicted, and their IoU.
+        missed: (n,) bool, true segments that count as FN.
+        false: (m,) bool, predicted segments that count as FP.
     """
-    n = len(segment_ids)
-    top = int(ids.max(initial=0))
-    known = segment_ids <= top
-    table = np.full(top + 1, n + 1, np.int32)
-    table[0] = 0
-    table[segment_ids[known]] = np.arange(1, n + 1, dtype=np.int32)[known]
-    return table.take(ids)
+
+    truth: Segments
+    predicted: Segments
+    counts: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    iou: np.ndarray
+    missed: np.ndarray
+    false: np.ndarray
+
+    @property
+    def quality(self) -> float | None:
+        """PQ of the image alone, all classes together, as a fraction; None without any segment that counts."""
+        weight = len(self.rows) + 0.5 * self.false.sum() + 0.5 * self.missed.sum()
+        return float(self.iou.sum() / weight) if weight > 0 else None
 
 
-def add_image(
-    statistics: PanopticStatistics,
-    truth_ids: np.ndarray,
-    truth: Segments,
-    predicted_ids: np.ndarray,
-    predicted: Segments,
-    rules: str = "panopticapi",
-) -> None:
-    """Match one image and add it to ``statistics``.
+def match_counts(counts: np.ndarray, truth: Segments, predicted: Segments, rules: str = "panopticapi") -> ImageMatch:
+    """Match segments by the pixels that they share.
 
     Args:
-        statistics: sums, changed in place.
-        truth_ids, predicted_ids: (H, W) integer maps, 0 = void.
-        truth, predicted: their segments.
+        counts: (n + 2, m + 2), see ``count_overlaps``.
+        truth, predicted: the n and m segments.
         rules: "panopticapi", or "original": crowd truth is void, so that its pixels leave the union too.
-
-    Raises:
-        UserError: maps of different sizes, a predicted id that no segment has, or a segment without a pixel.
     """
-    if truth_ids.shape != predicted_ids.shape:
-        sizes = [f"{ids.shape[1]} x {ids.shape[0]}" for ids in (predicted_ids, truth_ids)]
-        raise UserError(f"the prediction is {sizes[0]} pixels and the truth {sizes[1]}; they must have the same size")
-    num_truth, num_predicted = len(truth.ids), len(predicted.ids)
-    pairs = local_labels(truth_ids, truth.ids).astype(np.int64)
-    pairs *= num_predicted + 2
-    pairs += local_labels(predicted_ids, predicted.ids)
-    counts = np.bincount(pairs.ravel(), minlength=(num_truth + 2) * (num_predicted + 2))
-    counts = counts.reshape(num_truth + 2, num_predicted + 2)
-    if counts[:, -1].any():
-        raise UserError("the predicted map holds an id that its segments_info does not list")
+    intersection = counts[1:-1, 1:-1]
     predicted_area = counts[:, 1:-1].sum(axis=0)
-    if not predicted_area.all():
-        missing = predicted.ids[predicted_area == 0][0]
-        raise UserError(f"predicted segment {missing} has no pixel in the map")
     void = counts[0, 1:-1]
     crowd = truth.crowd
     if rules == "original":
-        void = void + counts[1:-1, 1:-1][crowd].sum(axis=0)
-    intersection = counts[1:-1, 1:-1]
-    truth_area = counts[1:-1].sum(axis=1) if truth.areas is None else truth.areas
+        void = void + intersection[crowd].sum(axis=0)
+    stated = truth.areas if rules == "panopticapi" else None
+    truth_area = counts[1:-1].sum(axis=1) if stated is None else stated
     union = predicted_area[None, :] + truth_area[:, None] - intersection - void[None, :]
     comparable = (truth.classes[:, None] == predicted.classes[None, :]) & ~crowd[:, None] & (intersection > 0)
     iou = np.divide(intersection, union, out=np.zeros(intersection.shape), where=comparable)
     matched = iou > 0.5
     rows, columns = matched.nonzero()
-    classes = truth.classes[rows]
-    size = statistics.num_classes
-    statistics.iou += np.bincount(classes, iou[rows, columns], size)
-    statistics.tp += np.bincount(classes, minlength=size)
-    unmatched = ~matched.any(axis=1) & ~crowd
-    statistics.fn += np.bincount(truth.classes[unmatched], minlength=size)
     excused = void
     if rules == "panopticapi":
         # A dictionary by class: a later crowd region of the same class replaces an earlier one.
@@ -170,5 +181,46 @@ def add_image(
             ],
             np.int64,
         )
-    false = ~matched.any(axis=0) & ~(excused > 0.5 * predicted_area)
-    statistics.fp += np.bincount(predicted.classes[false], minlength=size)
+    return ImageMatch(
+        truth,
+        predicted,
+        counts,
+        rows,
+        columns,
+        iou[rows, columns],
+        missed=~matched.any(axis=1) & ~crowd,
+        false=~matched.any(axis=0) & ~(excused > 0.5 * predicted_area) & (predicted_area > 0),
+    )
+
+
+def match_image(
+    truth_map: np.ndarray,
+    truth: Segments,
+    predicted_map: np.ndarray,
+    predicted: Segments,
+    rules: str = "panopticapi",
+) -> ImageMatch:
+    """Match one image.
+
+    Args:
+        truth_map, predicted_map: (H, W) integer ids, 0 = void, or (H, W, 3) uint8 with id = R + 256 G + 65536 B.
+        truth, predicted: their segments.
+        rules: see ``match_counts``.
+
+    Raises:
+        UserError: maps of different sizes, a predicted id that no segment has, or a segment without a pixel.
+    """
+    sizes = truth_map.shape[:2], predicted_map.shape[:2]
+    if sizes[0] != sizes[1]:
+        (height, width), (predicted_height, predicted_width) = sizes
+        raise UserError(
+            f"the prediction is {predicted_width} x {predicted_height} pixels and the truth {width} x {height}; they "
+            "must have the same size"
+        )
+    counts = count_overlaps(truth_map, truth.ids, predicted_map, predicted.ids)
+    if counts[:, -1].any():
+        raise UserError("the predicted map holds an id that its segments_info does not list")
+    areas = counts[:, 1:-1].sum(axis=0)
+    if not areas.all():
+        raise UserError(f"predicted segment {predicted.ids[areas == 0][0]} has no pixel in the map")
+    return match_counts(counts, truth, predicted, rules)

@@ -13,7 +13,7 @@ from seamless_d2.data.images import ids_to_rgb
 from seamless_d2.data.prepare.writer import measure_segments
 from seamless_d2.errors import UserError
 from seamless_d2.evaluation.from_files import evaluate_files
-from seamless_d2.evaluation.panoptic_quality import PanopticStatistics, Segments, add_image
+from seamless_d2.evaluation.panoptic_quality import PanopticStatistics, Segments, match_image
 
 from ..reference import ASSETS, SHARED
 
@@ -124,7 +124,7 @@ def test_the_originals_own_measure() -> None:
         truth_ids, truth = original_image(data, case["case"], "gt")
         predicted_ids, predicted = original_image(data, case["case"], "pred")
         statistics = PanopticStatistics(256)
-        add_image(statistics, truth_ids, truth, predicted_ids, predicted, rules="original")
+        statistics.add(match_image(truth_ids, truth, predicted_ids, predicted, rules="original"))
         for key in ("iou", "tp", "fp", "fn"):
             assert getattr(statistics, key).sum() == pytest.approx(case[key], abs=1e-4), (case["case"], key)
 

@@ -1,0 +1,106 @@
+"""Results of an evaluation as rows: for the screen, for per_class.csv and for the report."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from ..data.metadata import Classes
+from ..files import atomic_write
+from .panoptic_quality import PanopticStatistics
+from .statistics import DatasetStatistics
+
+PARTS = ("All", "Things", "Stuff")
+
+
+def part_of_classes(part: str, classes: Classes) -> np.ndarray:
+    """(C,) bool: the classes that "All", "Things" or "Stuff" names."""
+    isthing = np.arange(len(classes.names)) >= classes.num_stuff
+    return {"All": np.ones_like(isthing), "Things": isthing, "Stuff": ~isthing}[part]
+
+
+def averages(quality: PanopticStatistics, classes: Classes, rules: str) -> dict[str, dict[str, float]]:
+    """{"All", "Things", "Stuff": {"pq", "sq", "rq", "n"}}, fractions of 1."""
+    return {part: quality.average(part_of_classes(part, classes), rules) for part in PARTS}
+
+
+def per_class_rows(
+    classes: Classes, statistics: DatasetStatistics, results: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """One row per class, stuff first.
+
+    Args:
+        classes: names, in the order of the statistics.
+        statistics: of the data set.
+        results: of Detectron2's evaluators, for the columns box_ap, mask_ap and miou's parts.
+
+    Returns:
+        Rows with class, kind, pq, sq, rq (fractions), tp, fp, fn, iou (sum of matched IoU), semantic_iou, box_ap and
+        mask_ap (fractions, None where not known).
+    """
+    per_class = statistics.quality.per_class()
+    fused_iou = statistics.semantic_iou()
+    results = results or {}
+    rows = []
+    for k, name in enumerate(classes.names):
+        semantic = results["sem_seg"].get(f"IoU-{name}", math.nan) / 100 if "sem_seg" in results else fused_iou[k]
+        row = {"class": name, "kind": "thing" if k >= classes.num_stuff else "stuff"}
+        row |= {key: value[k].item() for key, value in per_class.items()}
+        row["semantic_iou"] = _known(semantic)
+        for key, task in (("box_ap", "bbox"), ("mask_ap", "segm")):
+            row[key] = _known(results.get(task, {}).get(f"AP-{name}", math.nan) / 100)
+        rows.append(row)
+    return rows
+
+
+def _known(value: float) -> float | None:
+    # Detectron2 says -1 or NaN where there is nothing to measure.
+    return None if math.isnan(value) or value < 0 else float(value)
+
+
+def write_per_class(
+    path: Path, classes: Classes, statistics: DatasetStatistics, results: dict[str, Any] | None = None
+) -> None:
+    """Write ``per_class_rows`` as CSV; what is not known stays empty."""
+    rows = per_class_rows(classes, statistics, results)
+    with atomic_write(path, "w") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def format_tables(
+    classes: Classes, statistics: DatasetStatistics, rules: str, results: dict[str, Any] | None = None
+) -> str:
+    """Two tables for the screen, in percent: per class, and the means."""
+    rows = per_class_rows(classes, statistics, results)
+    columns = {"pq": "PQ", "sq": "SQ", "rq": "RQ", "tp": "TP", "fp": "FP", "fn": "FN", "semantic_iou": "IoU"}
+    columns |= {"box_ap": "box AP", "mask_ap": "mask AP"} if results and "segm" in results else {}
+    body = [[row["class"], *(_percent(row[key], key) for key in columns)] for row in rows]
+    per_class = tabulate(body, ["class", *columns.values()], floatfmt=".2f", missingval="-")
+    means = averages(statistics.quality, classes, rules)
+    body = [[part, *(100 * m[k] for k in ("pq", "sq", "rq")), m["n"]] for part, m in means.items()]
+    text = f"{per_class}\n\n{tabulate(body, ['', 'PQ', 'SQ', 'RQ', 'classes'], floatfmt='.2f')}"
+    others = [f"{label} {value:.2f}" for label, value in other_metrics(statistics, results)]
+    return f"{text}\n\n{'   '.join(others)}"
+
+
+def _percent(value: float | None, key: str) -> float | None:
+    return value if value is None or key in ("tp", "fp", "fn") else 100 * value
+
+
+def other_metrics(statistics: DatasetStatistics, results: dict[str, Any] | None) -> list[tuple[str, float]]:
+    """Labels and values in percent of what is not PQ: mIoU, box and mask AP, where known."""
+    results = results or {}
+    if "sem_seg" in results:
+        known = [("mIoU", results["sem_seg"]["mIoU"])]
+    else:
+        iou = statistics.semantic_iou()
+        known = [("mIoU of the map", 100 * float(np.nanmean(iou)) if not np.isnan(iou).all() else math.nan)]
+    known += [
+        (label, results[task]["AP"]) for label, task in (("box AP", "bbox"), ("mask AP", "segm")) if task in results
+    ]
+    return [(label, value) for label, value in known if not math.isnan(value)]
