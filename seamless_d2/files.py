@@ -30,6 +30,13 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         raise
 
 
+def remove_temporaries(folder: str | Path) -> None:
+    """Remove what writers that were killed have left below ``folder``; nothing may be writing there."""
+    for path in Path(folder).rglob(".*.tmp*"):
+        if path.is_file():
+            path.unlink()
+
+
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
     """Write ``content`` as json, atomically."""
     with atomic_write(path, "w") as file:

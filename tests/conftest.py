@@ -34,6 +34,11 @@ def shared() -> Path:
 
 @pytest.fixture
 def toy_cfg() -> CfgNode:
+    """See ``small_config``."""
+    return small_config()
+
+
+def small_config() -> CfgNode:
     """The toy_streets model (5 stuff, 3 thing classes) with a few channels, for images of about 64x96."""
     cfg = get_config("toy_streets/seamless_R_18_FPN")
     cfg.MODEL.SEAMLESS.GN_GROUPS = 4

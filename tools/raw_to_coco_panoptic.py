@@ -6,7 +6,8 @@
 
 Writes panoptic.json, panoptic/NAME.png and instances.json (COCO results). Raw files know neither the classes nor the
 pictures' sizes: the classes come from --metadata or --config, the sizes from --images (without it maps keep the
-network's resolution). Thresholds are the config's, else the original's. Finished files are skipped; --overwrite does them again.
+network's resolution). Thresholds are the config's, else the original's. Finished files are skipped; --overwrite does
+them again.
 """
 
 import argparse

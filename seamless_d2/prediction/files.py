@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import write_json
+from ..files import remove_temporaries, write_json
 from .formats import assemble_coco, check_formats, format_files, read_image_ids, write_formats
 from .pipeline import Job, run_jobs
 from .predictor import Predictor
@@ -163,19 +163,20 @@ class _Run:
             None if image_ids is None else read_image_ids(image_ids),
         )
         run._check_settings(config, options)
+        remove_temporaries(run.output)
         return run
 
     def _check_settings(self, config: CfgNode, options: dict[str, Any]) -> None:
         """Finished files are skipped: they must not be those of another model."""
-        plain = config.clone()
-        plain.defrost()
-        plain.MODEL.DEVICE = plain.OUTPUT_DIR = ""
+        model = config.MODEL.clone()
+        model.defrost()
+        model.DEVICE = ""
         settings = {
             "weights": config.MODEL.WEIGHTS,
             "thresholds": dict(config.MODEL.PANOPTIC_FPN.COMBINE),
             "short_side": config.INPUT.MIN_SIZE_TEST,
             **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if k not in ("batch_size", "raw")},
-            "config": hashlib.sha256(plain.dump().encode()).hexdigest()[:16],
+            "model": hashlib.sha256((model.dump() + config.INPUT.dump()).encode()).hexdigest()[:16],
         }
         path = self.output / SETTINGS_FILE
         try:

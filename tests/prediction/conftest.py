@@ -7,9 +7,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from seamless_d2 import Predictor, get_config
+from seamless_d2 import Predictor
 from seamless_d2.data.metadata import Classes
 
+from ..conftest import small_config
 from ..data.panoptic_files import CATEGORIES
 
 
@@ -17,7 +18,7 @@ from ..data.panoptic_files import CATEGORIES
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Yaml and weights: all that a prediction needs."""
     root = tmp_path_factory.mktemp("model")
-    cfg = get_config("toy_streets/seamless_R_18_FPN")
+    cfg = small_config()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2, 4
     cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT = 1
     # An untrained model is sure of nothing.

@@ -54,3 +54,24 @@ def test_weights_of_another_model_are_refused(model_files, tmp_path) -> None:
         Predictor(config, tmp_path / "none.pth")
     with pytest.raises(UserError, match="none.yaml"):
         Predictor(tmp_path / "none.yaml", weights)
+
+
+def test_options(model_files) -> None:
+    small = Predictor(*model_files, device="cpu", short_side=32)
+    assert small.prepare(photo(50, 70)).tensor.shape == (3, 32, 45)
+    assert small.cfg.INPUT.MAX_SIZE_TEST * 2 == pytest.approx(
+        Predictor(*model_files, "cpu").cfg.INPUT.MAX_SIZE_TEST, abs=1
+    )
+    reduced = Predictor(*model_files, device="cpu", amp=True).predict(photo())
+    full = Predictor(*model_files, device="cpu").predict(photo())
+    assert reduced.panoptic_seg.shape == full.panoptic_seg.shape
+    assert (reduced.panoptic_seg == full.panoptic_seg).mean() > 0.5  # an untrained model is sure of nothing
+    for options, message in [
+        ({"batch_size": 0}, "--batch-size"),
+        ({"short_side": 0}, "--short-side"),
+        ({"tile": (64, 64), "overlap": 64}, "overlap"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            Predictor(*model_files, device="cpu", **options)
+    with pytest.raises(UserError, match="'gpu' is not known"):
+        Predictor(*model_files, device="gpu")

@@ -1,0 +1,189 @@
+"""Folders of pictures into files: broken ones, restarts, kills, other settings."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seamless_d2 import Predictor
+from seamless_d2.errors import UserError
+from seamless_d2.prediction.files import predict_files, predict_files_on, predictor_options
+from seamless_d2.prediction.formats import FORMATS
+
+from .conftest import photo
+
+
+def test_folder_structure_is_kept_and_finished_files_are_skipped(predictor, tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    (source / "deep").mkdir(parents=True)
+    Image.fromarray(photo()).save(source / "a.png")
+    Image.fromarray(photo()).save(source / "a.jpg")
+    Image.fromarray(photo()).save(source / "deep" / "B.JPG", format="JPEG")
+    (source / "notes.md").write_text("not a picture")
+    summary = predict_files(predictor, [source], output)
+    assert [p.relative_to(output).as_posix() for p in summary.written] == [
+        "a_labelled.jpg",
+        "a_png_labelled.jpg",
+        "deep/B_labelled.jpg",
+    ]
+    assert all(p.is_file() for p in summary.written) and not summary.failures
+    times = [p.stat().st_mtime_ns for p in summary.written]
+    again = predict_files(predictor, [source], output)
+    assert again.skipped == 3 and [p.stat().st_mtime_ns for p in again.written] == times
+    # A format that is not there yet is added.
+    assert predict_files(predictor, [source], output, ["labelled", "ids"]).skipped == 0
+    predict_files(predictor, [source], output, overwrite=True)
+    assert all(p.stat().st_mtime_ns > t for p, t in zip(summary.written, times, strict=True))
+
+
+def bad_files(folder: Path) -> list[str]:
+    """Ten kinds of files that are no good pictures."""
+    folder.mkdir(parents=True)
+    good = folder / "good.jpg"
+    Image.fromarray(photo(200, 300)).save(good)
+    whole = good.read_bytes()
+    Image.fromarray(photo(200, 300)).save(folder / "good.png")
+    png = (folder / "good.png").read_bytes()
+    (folder / "good.png").unlink()
+    good.unlink()
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "header.jpg").write_bytes(whole[:20])
+    (folder / "truncated.png").write_bytes(png[: len(png) // 2])
+    (folder / "crc.png").write_bytes(png[:60] + b"\0\0\0\0" + png[64:])
+    (folder / "pdf.png").write_bytes(b"%PDF-1.4\n")
+    (folder / "zeros.webp").write_bytes(bytes(1000))
+    (folder / "gone.tif").symlink_to(folder / "nowhere.tif")
+    bomb = Image.new("1", (20_000, 20_000))
+    bomb.save(folder / "bomb.bmp.png")
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_ten_kinds_of_bad_files(predictor, tmp_path: Path) -> None:
+    names = bad_files(tmp_path / "in")
+    assert len(names) == 10
+    odd = tmp_path / "in" / "odd"
+    odd.mkdir()
+    grey = Image.fromarray(photo()[:, :, 0])
+    grey.save(odd / "grey.png")
+    Image.fromarray(photo()[:, :, 0].astype(np.uint16) * 257).save(odd / "deep.png")
+    grey.convert("RGBA").save(odd / "alpha.png")
+    grey.convert("P").save(odd / "palette.bmp")
+    Image.fromarray(photo()).save(odd / "float.tiff")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(photo(50, 70)).save(odd / "turned.jpg", exif=exif)
+    listing = tmp_path / "list.txt"
+    listing.write_text("\n".join([*(f"in/{n}" for n in names), "in/odd/grey.png"]))
+    summary = predict_files(predictor, [listing, odd], tmp_path / "out", ["ids"])
+    assert len(summary.failures) == 10
+    for name in names:
+        assert any(name in sentence for sentence in summary.failures), name
+    assert len(summary.written) == 2 * 7
+    assert Image.open(tmp_path / "out" / "turned_ids.png").size == (50, 70)
+    assert not list((tmp_path / "out").rglob("*bomb*"))
+
+
+def test_other_settings_are_not_mixed_in(model_files, predictor, tmp_path: Path) -> None:
+    Image.fromarray(photo()).save(tmp_path / "a.png")
+    predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
+    cfg = predictor.cfg.clone()
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH = 0.25
+    other = Predictor(cfg, model_files[1], "cpu", amp=True)
+    with pytest.raises(UserError, match=r"other settings \(amp, config, thresholds\)"):
+        predict_files(other, [tmp_path / "a.png"], tmp_path / "out")
+    assert predict_files(other, [tmp_path / "a.png"], tmp_path / "out", overwrite=True).skipped == 0
+
+
+def test_an_output_that_cannot_be_written(predictor, tmp_path: Path) -> None:
+    Image.fromarray(photo()).save(tmp_path / "a.png")
+    (tmp_path / "file").touch()
+    with pytest.raises((UserError, OSError)):
+        predict_files(predictor, [tmp_path / "a.png"], tmp_path / "file" / "out")
+
+
+def test_two_processes_give_the_files_of_one(model_files, predictor, tmp_path: Path) -> None:
+    for k in range(3):
+        Image.fromarray(photo(seed=k)).save(tmp_path / f"{k}.png")
+    inputs = [tmp_path / f"{k}.png" for k in range(3)] + [tmp_path / "3.png"]
+    (tmp_path / "3.png").write_bytes(b"")
+    predict_files(predictor, inputs, tmp_path / "one", ["coco"])
+    summary = predict_files_on(
+        ["cpu", "cpu"],
+        predictor.cfg,
+        str(model_files[1]),
+        predictor_options(predictor),
+        inputs,
+        tmp_path / "two",
+        ["coco"],
+    )
+    assert len(summary.failures) == 1 and len(summary.written) == 6
+    for name in ("panoptic.json", "instances.json", "panoptic/2.png"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def start(request: pytest.FixtureRequest, model_files: tuple[Path, Path], folder: Path) -> subprocess.Popen:
+    """The tool on 30 pictures, all formats."""
+    if not (folder / "in").is_dir():
+        (folder / "in").mkdir()
+        for k in range(30):
+            Image.fromarray(photo(120, 160, k)).save(folder / "in" / f"{k}.png")
+    arguments = ["--config-file", model_files[0], "--weights", model_files[1], "--device", "cpu"]
+    arguments += ["--input", folder / "in", "--output", folder / "out", "--format", ",".join(FORMATS)]
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", request.config.rootpath / "tools" / "predict.py", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def check_whole(folder: Path) -> int:
+    """Every file that is there can be read to its end; returns their number."""
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    for path in files:
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix in (".png", ".jpg"):
+            Image.open(path).load()
+    return len(files)
+
+
+def interrupt(process: subprocess.Popen, folder: Path, signal_number: int) -> str:
+    """Wait for some files, then send the signal; returns what the process said."""
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and len(list(folder.rglob("*_ids.json"))) < 5:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal_number)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and "Traceback" not in errors
+    assert 5 * 7 <= check_whole(folder) < 30 * 7
+    return errors
+
+
+def test_control_c_leaves_only_whole_files(model_files, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    interrupt(start(request, model_files, tmp_path), tmp_path / "out", signal.SIGINT)
+    assert not [p for p in (tmp_path / "out").rglob(".*") if p.is_file()]
+
+
+def test_killed_anywhere(model_files, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    interrupt(start(request, model_files, tmp_path), tmp_path / "out", signal.SIGKILL)
+    (tmp_path / "out" / ".5_ids.json.a1b2c3d4.tmp").write_text("{")  # as a kill leaves them
+    (tmp_path / "out" / ".5_overlay.a1b2c3d4.tmp.mp4").write_text("")
+    process = start(request, model_files, tmp_path)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "210 files" in output and "were finished before" in output
+    assert check_whole(tmp_path / "out") == 30 * 7 + 3  # panoptic.json, instances.json, settings.json
+    assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]) == 30
+    assert not [p for p in (tmp_path / "out").rglob(".*") if p.is_file()], "temporary files of the first run are left"

@@ -1,0 +1,174 @@
+"""Every format, read back by a program that is not ours."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from panopticapi.evaluation import pq_compute
+from panopticapi.utils import rgb2id
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from seamless_d2 import PanopticResult
+from seamless_d2.data.metadata import Classes
+from seamless_d2.data.register import load_panoptic_json
+from seamless_d2.errors import UserError
+from seamless_d2.prediction.formats import assemble_coco, number_images, read_image_ids, write_formats
+
+from ..data.panoptic_files import CATEGORIES
+from .conftest import photo
+
+CLASSES = Classes.from_categories(CATEGORIES, "test")  # road, sky | car, person; ids 3, 11 | 7, 90
+
+
+def result(with_segments: bool = True) -> PanopticResult:
+    """A car and a person on a road under a void sky."""
+    ids = np.zeros((50, 70), np.int32)
+    if not with_segments:
+        return PanopticResult.from_fusion(photo(), ids, [], CLASSES)
+    ids[20:] = 3
+    ids[25:35, 10:30] = 1
+    ids[22:40, 40:44] = 2
+    segments = [
+        {"id": 1, "isthing": True, "category_id": 0, "area": 200, "score": 0.875, "instance_id": 4},
+        {"id": 2, "isthing": True, "category_id": 1, "area": 72, "score": 0.625, "instance_id": 0},
+        {"id": 3, "isthing": False, "category_id": 0, "area": 2100 - 272},
+    ]
+    return PanopticResult.from_fusion(photo(), ids, segments, CLASSES)
+
+
+def test_segments_are_typed() -> None:
+    car, person, road = result().segments
+    assert (car.class_name, car.isthing, car.category_id, car.dataset_id) == ("car", True, 0, 7)
+    assert (car.area, car.box, car.score) == (200, (10, 25, 30, 35), 0.875)
+    assert (person.class_name, person.box) == ("person", (40, 22, 44, 40))
+    assert (road.class_name, road.score, road.area, road.dataset_id) == ("road", None, 1828, 3)
+    assert result().segments_info[0]["bbox"] == [10, 25, 20, 10]
+
+
+def test_coco_files_are_read_by_the_official_programs(tmp_path: Path) -> None:
+    names = ["a", "deep/b", "empty"]
+    for name in names:
+        write_formats(result(name != "empty"), tmp_path, name, ["coco"])
+    panoptic_json, instance_json = assemble_coco(tmp_path, names)
+    # panopticapi: a prediction judged against itself is perfect.
+    quality = pq_compute(str(panoptic_json), str(panoptic_json))
+    assert quality["All"]["pq"] == 1.0 and quality["All"]["n"] == 3
+    png = np.asarray(Image.open(tmp_path / "panoptic" / "deep" / "b.png"))
+    assert np.array_equal(rgb2id(png), result().panoptic_seg)
+    # Our own registration, and with it Detectron2's data sets.
+    for name in names:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo()).save(tmp_path / "photos" / f"{name}.jpg")
+    content = json.loads(panoptic_json.read_text())
+    assert [i["id"] for i in content["images"]] == [1, 2, 3]
+    assert [i["file_name"] for i in content["images"]] == ["a.png", "deep/b.png", "empty.png"]
+    # pycocotools: instances as results on a data set of the same categories.
+    truth = COCO()
+    truth.dataset = {"images": content["images"], "annotations": [], "categories": content["categories"]}
+    truth.createIndex()
+    loaded = truth.loadRes(str(instance_json))
+    found = loaded.loadAnns(loaded.getAnnIds(imgIds=2))
+    assert [(a["category_id"], a["score"], a["area"], a["bbox"]) for a in found] == [
+        (7, 0.875, 200, [10, 25, 20, 10]),
+        (90, 0.625, 72, [40, 22, 4, 18]),
+    ]
+    assert np.array_equal(coco_mask.decode(found[0]["segmentation"]), result().panoptic_seg == 1)
+
+
+def test_detectron2_loads_the_panoptic_json(tmp_path: Path) -> None:
+    write_formats(result(), tmp_path, "7", ["coco"])
+    panoptic_json, _ = assemble_coco(tmp_path, ["7"])
+    Image.fromarray(photo()).save(tmp_path / "7.jpg")
+    from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
+
+    meta = {
+        "thing_dataset_id_to_contiguous_id": {7: 0, 90: 1},
+        "stuff_dataset_id_to_contiguous_id": {3: 0, 11: 1},
+    }
+    (record,) = load_coco_panoptic_json(str(panoptic_json), str(tmp_path), str(tmp_path / "panoptic"), meta)
+    assert record["image_id"] == 7 and record["file_name"].endswith("7.jpg")
+    assert [(s["category_id"], s["isthing"]) for s in record["segments_info"]] == [(0, True), (1, True), (0, False)]
+    (ours,), classes = load_panoptic_json(tmp_path, tmp_path / "panoptic", panoptic_json)
+    assert classes.names == CLASSES.names and len(ours["segments_info"]) == 3
+
+
+def test_ids_and_pictures(tmp_path: Path) -> None:
+    files = write_formats(result(), tmp_path, "deep/a", ["ids", "overlay", "labelled"])
+    assert [f.relative_to(tmp_path).as_posix() for f in files] == [
+        "deep/a_ids.png",
+        "deep/a_ids.json",
+        "deep/a_overlay.jpg",
+        "deep/a_labelled.jpg",
+    ]
+    image = Image.open(files[0])
+    assert image.mode.startswith("I;16")
+    assert np.array_equal(np.asarray(image), result().panoptic_seg)
+    content = json.loads(files[1].read_text())
+    assert content["segments"][1] == {
+        "id": 2,
+        "class": "person",
+        "class_id": 90,
+        "isthing": True,
+        "area": 72,
+        "box": [40, 22, 44, 40],
+        "score": 0.625,
+    }
+    assert Image.open(files[2]).size == (70, 50)
+    assert Image.open(files[3]).size == (700, 500)  # enlarged, so that names can be read
+    with pytest.raises(UserError, match="'coc' is not known"):
+        write_formats(result(), tmp_path, "a", ["coc"])
+    with pytest.raises(UserError, match="raw=True"):
+        write_formats(result(), tmp_path, "a", ["raw"])
+
+
+def test_overlay_is_the_originals_picture() -> None:
+    picture = result().overlay(labels=False)
+    # Class colours blended half over the photo (stuff has the class's very colour), void black.
+    road = np.array(CLASSES.colors[0])
+    assert np.abs(picture[47, 5].astype(int) - (photo()[47, 5].astype(int) + road) / 2).max() <= 1
+    assert np.abs(picture[5, 5].astype(int) - photo()[5, 5] / 2).max() <= 1
+    car = np.array(CLASSES.colors[2])
+    assert np.abs(picture[30, 20].astype(int) - (photo()[30, 20].astype(int) + car) / 2).max() <= 1
+    assert (picture[25, 10:30] == 255).all() and (picture[25:35, 30] == 255).all()
+
+
+def test_one_image_json_and_saving(tmp_path: Path) -> None:
+    png, content = result().to_coco("x.png", 9)
+    assert np.array_equal(rgb2id(png), result().panoptic_seg)
+    assert content["annotations"][0]["image_id"] == content["images"][0]["id"] == 9
+    assert [s["category_id"] for s in content["annotations"][0]["segments_info"]] == [7, 90, 3]
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    files = result().save(tmp_path / "one", "x", ["coco", "overlay"])
+    assert all(f.is_file() for f in files)
+    assert json.loads((tmp_path / "one" / "panoptic" / "x.json").read_text())["images"][0]["height"] == 50
+
+
+def test_image_ids(tmp_path: Path) -> None:
+    assert number_images(["000000139", "b/000285"]) == {"000000139": 139, "b/000285": 285}
+    assert number_images(["a", "b"]) == {"a": 1, "b": 2}
+    assert number_images(["a/1", "b/1"]) == {"a/1": 1, "b/1": 2}
+    (tmp_path / "truth.json").write_text(
+        json.dumps({"images": [{"id": "frankfurt_1", "file_name": "frankfurt/frankfurt_1_leftImg8bit.png"}]})
+    )
+    ids = read_image_ids(tmp_path / "truth.json")
+    assert number_images(["frankfurt_1_leftImg8bit"], ids) == {"frankfurt_1_leftImg8bit": "frankfurt_1"}
+    with pytest.raises(UserError, match="picture x is not in the json"):
+        number_images(["x"], ids)
+    with pytest.raises(UserError, match=r"none\.json"):
+        read_image_ids(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"bad\.json"):
+        read_image_ids(tmp_path / "bad.json")
+
+
+def test_raw_keeps_only_its_own_numbers(tmp_path: Path) -> None:
+    raw = {"sem_pred": torch.zeros(1000, 10, dtype=torch.int64)[:5], "bbx_pred": None}
+    raw |= {"cls_pred": None, "obj_pred": None, "msk_pred": None}
+    there = PanopticResult(photo(), result().panoptic_seg, [], CLASSES, raw)
+    (file,) = write_formats(there, tmp_path, "a", ["raw"])
+    assert file.name == "a.pth.tar" and file.stat().st_size < 5000
+    assert torch.load(file, weights_only=True)["sem_pred"].shape == (5, 10)

@@ -1,0 +1,153 @@
+"""Raw files in the original's layout, fused as the original does, and the tool around it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seamless_d2.data.metadata import Classes
+from seamless_d2.errors import UserError
+from seamless_d2.prediction import Predictor
+from seamless_d2.prediction.files import predict_files
+from seamless_d2.prediction.raw import fuse_raw, load_raw
+from seamless_d2.prediction.raw_to_coco import convert_raw, read_classes
+
+from ..data.panoptic_files import CATEGORIES
+from ..reference import load_infos, load_numbers, visible_segments
+from .conftest import photo
+
+CLASSES = Classes.from_categories(CATEGORIES, "test")
+EMPTY = dict.fromkeys(["bbx_pred", "cls_pred", "obj_pred", "msk_pred"])
+
+
+@pytest.mark.parametrize("info", load_infos("fusion_cases"), ids=lambda info: f"{info['case']:02d}")
+def test_the_originals_files_give_the_originals_map(info, tmp_path: Path) -> None:
+    prefix = f"{info['case']:02d}_"
+    numbers = {k.removeprefix(prefix): v for k, v in load_numbers("fusion_cases").items() if k.startswith(prefix)}
+    raw = EMPTY | {k: torch.from_numpy(v) for k, v in numbers.items() if k.endswith("_pred")}
+    raw["sem_pred"] = raw["sem_pred"].long()
+    torch.save(raw, tmp_path / "a.pth.tar")
+    score_thresh, overlap_thresh, stuff_area_thresh = info["thresholds"]
+    panoptic_seg, _ = fuse_raw(
+        load_raw(tmp_path / "a.pth.tar"),
+        "a.pth.tar",
+        num_stuff=info["num_stuff"],
+        num_classes=256,
+        score_thresh=score_thresh,
+        overlap_thresh=overlap_thresh,
+        stuff_area_thresh=stuff_area_thresh,
+    )
+    suffix = "_stable" if "msk_stable" in numbers else ""
+    segment_map, categories = numbers[f"msk{suffix}"], numbers[f"cat{suffix}"]
+    crowd = np.arange(len(categories)) >= len(categories) - numbers["iscrowd"].sum()
+    assert np.array_equal(panoptic_seg.numpy(), visible_segments(segment_map, categories, crowd)[0])
+
+
+def test_same_files_as_direct_prediction(model_files, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    for name, size in [("a", (50, 70)), ("deep/b", (90, 64))]:
+        Image.fromarray(photo(*size)).save(photos / f"{name}.png")
+    predictor = Predictor(*model_files, device="cpu", raw=True)
+    predict_files(predictor, [photos], tmp_path / "direct", ["raw", "coco"])
+    raw = load_raw(tmp_path / "direct" / "deep" / "b.pth.tar")
+    assert raw["sem_pred"].dtype == torch.int64 and raw["sem_pred"].shape == (90, 64)  # at the network's resolution
+    assert raw["msk_pred"].shape[1:] == (28, 28) and raw["bbx_pred"].shape == (len(raw["obj_pred"]), 4)
+    assert raw["bbx_pred"][:, [1, 3]].max() <= 64 < raw["bbx_pred"][:, [0, 2]].max()  # y first
+    classes, cfg = read_classes(None, model_files[0])
+    combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
+    thresholds = {
+        "score_thresh": combine.INSTANCES_CONFIDENCE_THRESH,
+        "overlap_thresh": combine.OVERLAP_THRESH,
+        "stuff_area_thresh": combine.STUFF_AREA_LIMIT,
+    }
+    summary = convert_raw(tmp_path / "direct", tmp_path / "fused", classes, images=photos, **thresholds)
+    assert not summary.failures
+    for name in ("panoptic.json", "instances.json", "panoptic/a.png", "panoptic/deep/b.png"):
+        assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "fused" / name).read_bytes()
+    # A restart has nothing to do.
+    assert convert_raw(tmp_path / "direct", tmp_path / "fused", classes, images=photos, **thresholds).skipped == 2
+    # Without the pictures maps keep the network's size.
+    convert_raw(tmp_path / "direct", tmp_path / "small", classes, **thresholds)
+    assert Image.open(tmp_path / "small" / "panoptic" / "a.png").size == (90, 64)
+
+
+def run(request: pytest.FixtureRequest, *arguments: str | Path) -> subprocess.CompletedProcess:
+    script = request.config.rootpath / "tools" / "raw_to_coco_panoptic.py"
+    return subprocess.run([sys.executable, "-W", "ignore", script, *arguments], capture_output=True, text=True)
+
+
+def test_tool_with_the_originals_metadata(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    meta = {
+        "num_stuff": 2,
+        "num_thing": 2,
+        "categories": ["road", "sky", "car", "person"],
+        "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]],
+        "original_ids": [3, 11, 7, 90],
+    }
+    (tmp_path / "metadata.bin").write_bytes(msgpack.packb({"meta": meta, "images": []}))
+    (tmp_path / "raw" / "deep").mkdir(parents=True)
+    sem_seg = torch.zeros(60, 80, dtype=torch.int64)
+    sem_seg[:30] = 1
+    detection = {
+        "bbx_pred": torch.tensor([[35.0, 10.0, 55.0, 50.0]]),
+        "cls_pred": torch.tensor([1]),
+        "obj_pred": torch.tensor([0.75]),
+        "msk_pred": torch.full((1, 28, 28), 9.0),
+    }
+    torch.save({"sem_pred": sem_seg} | detection, tmp_path / "raw" / "deep" / "a.pth.tar")
+    torch.save({"sem_pred": sem_seg} | EMPTY, tmp_path / "raw" / "b.pth.tar")
+    arguments = [tmp_path / "raw", tmp_path / "coco", "--metadata", tmp_path / "metadata.bin"]
+    done = run(request, *arguments, "--stuff-area-thresh", "1")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "coco" / "panoptic.json").read_text())
+    assert [c["name"] for c in content["categories"]] == ["road", "sky", "car", "person"]
+    (a, b) = content["annotations"]
+    assert (a["file_name"], b["file_name"]) == ("b.png", "deep/a.png")
+    assert [(s["category_id"], s["area"]) for s in a["segments_info"]] == [(3, 2400), (11, 2400)]
+    assert [(s["category_id"], s["area"]) for s in b["segments_info"]] == [(90, 800), (3, 1600), (11, 2400)]
+    (instance,) = json.loads((tmp_path / "coco" / "instances.json").read_text())
+    assert instance["bbox"] == [10, 35, 40, 20] and instance["score"] == 0.75
+    # Broken files are named, the others done, the exit code 1.
+    (tmp_path / "raw" / "broken.pth.tar").write_bytes(b"PK not a zip")
+    torch.save({"sem_pred": sem_seg + 4} | EMPTY, tmp_path / "raw" / "foreign.pth.tar")
+    torch.save({"sem_pred": sem_seg}, tmp_path / "raw" / "partial.pth.tar")
+    (tmp_path / "photos").mkdir()
+    failed = run(request, *arguments, "--overwrite", "--images", tmp_path / "photos")
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    assert "5 inputs failed" in failed.stderr
+    for reason in ("broken.pth.tar cannot be read", "beyond the 4 classes", "bbx_pred is missing", "no picture"):
+        assert reason in failed.stderr
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--metadata"):
+        read_classes(None, None)
+    with pytest.raises(UserError, match=r"none\.bin does not exist"):
+        read_classes(tmp_path / "none.bin", None)
+    with pytest.raises(UserError, match="no class names"):
+        read_classes(None, "cityscapes/seamless_R_50_FPN.yaml")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        convert_raw(tmp_path / "nowhere", tmp_path / "out", CLASSES)
+    with pytest.raises(UserError, match="no raw predictions"):
+        convert_raw(tmp_path, tmp_path / "out", CLASSES)
+    with pytest.raises(UserError, match="of --images does not exist"):
+        convert_raw(tmp_path, tmp_path / "out", CLASSES, images=tmp_path / "nowhere")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("ran",))
+
+
+def test_code_in_a_raw_file_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    torch.save({"sem_pred": Evil()}, tmp_path / "evil.pth.tar")
+    with pytest.raises(UserError, match="cannot be read as a raw prediction"):
+        load_raw(tmp_path / "evil.pth.tar")
+    assert "ran" not in capsys.readouterr().out

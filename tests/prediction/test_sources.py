@@ -1,0 +1,58 @@
+"""What the user names as input."""
+
+from pathlib import Path
+
+import pytest
+
+from seamless_d2.errors import UserError
+from seamless_d2.prediction.sources import find_sources
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_folders_are_searched_and_names_unique(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    touch(photos / "a.jpg", photos / "a.png", photos / "deep" / "B.JPG", photos / "deep" / "clip.MP4")
+    touch(photos / "notes.md", photos / ".hidden.jpg", tmp_path / "more" / "a.jpg")
+    found = find_sources([photos, tmp_path / "more", photos / "a.jpg"])
+    assert [(s.name, s.kind) for s in found] == [
+        ("a", "picture"),
+        ("a_png", "picture"),
+        ("deep/B", "picture"),
+        ("deep/clip", "video"),
+        ("a_jpg", "picture"),
+        ("a_jpg_2", "picture"),
+    ]
+
+
+def test_lists_and_cameras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "lists" / "x" / "a.jpg", tmp_path / "abs" / "b.jpg", tmp_path / "here.png")
+    monkeypatch.chdir(tmp_path)
+    listing = tmp_path / "lists" / "all.txt"
+    listing.write_text(f"# photos\nx/a.jpg\n\n{tmp_path}/abs/b.jpg\nhere.png\n../missing.jpg\n")
+    found = find_sources([listing, "0"])
+    assert [(s.name, s.kind) for s in found] == [
+        ("x/a", "picture"),
+        ("b", "picture"),
+        ("here", "picture"),
+        ("missing", "picture"),
+        ("camera0", "camera"),
+    ]
+    assert found[0].path == tmp_path / "lists" / "x" / "a.jpg" and found[4].path == 0
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        find_sources([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="no pictures or videos"):
+        find_sources([tmp_path])
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(UserError, match=r"empty\.txt names no file"):
+        find_sources([tmp_path / "empty.txt"])
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(UserError, match=r"binary\.txt is not UTF-8"):
+        find_sources([tmp_path / "binary.txt"])
