@@ -88,6 +88,18 @@ def add_seamless_config(cfg: CfgNode) -> None:
     # --- evaluation -------------------------------------------------------------------------------------------
     # Also write the predicted maps (COCO panoptic) to OUTPUT_DIR/inference.
     cfg.TEST.SAVE_PREDICTIONS = False
+    # What AP and mIoU are measured on: "separate" = the heads' outputs, "panoptic" = instances and classes of the fused
+    # map, as the original does by default.
+    cfg.TEST.EVAL_MODE = "separate"
+    # Where PQ and mIoU are measured: "output" = at the picture's size, "input" = at the network's, the truth brought
+    # there by nearest sampling, as the original's published numbers were. AP is always at the picture's size.
+    cfg.TEST.EVAL_RESOLUTION = "output"
+    # Void and crowd rules of PQ: "panopticapi", or "original" (crowd is void, absent classes count as 0 in the means).
+    cfg.TEST.PQ_RULES = "panopticapi"
+    # Also measure mIoU along the borders of regions (Cheng et al., CVPR 2021); costs seconds per image.
+    cfg.TEST.BOUNDARY_IOU = False
+    # Write metrics.json, per_class.csv and report.html to OUTPUT_DIR/inference.
+    cfg.TEST.REPORT = True
     # Pictures for TensorBoard at each evaluation during training: photo, truth and prediction.
     cfg.TEST.NUM_PICTURES = 4
 
@@ -137,6 +149,21 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.NAME = "SeamlessBoxHead"
     cfg.MODEL.ROI_MASK_HEAD.NAME = "SeamlessMaskHead"
     cfg.MODEL.SEM_SEG_HEAD.NAME = "SeamlessSemSegHead"
+
+
+CHOICES = {
+    "EVAL_MODE": ("separate", "panoptic"),
+    "EVAL_RESOLUTION": ("output", "input"),
+    "PQ_RULES": ("panopticapi", "original"),
+}
+
+
+def check_test_keys(cfg: CfgNode) -> None:
+    """Raise ``UserError`` where one of our TEST keys has a value that it does not know."""
+    for key, choices in CHOICES.items():
+        if cfg.TEST[key] not in choices:
+            names = " or ".join(f'"{choice}"' for choice in choices)
+            raise UserError(f"TEST.{key} is {cfg.TEST[key]!r}; use {names}")
 
 
 def config_file(name: str) -> Path:
@@ -221,6 +248,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode
         raise UserError(f"config {path} (with its overrides) is not valid: {reason}") from error
     except Exception as error:  # yaml has no common base class that yacs re-exports
         raise UserError(f"config {path} cannot be read as yaml: {error}") from error
+    check_test_keys(cfg)
     return cfg
 
 

@@ -121,7 +121,6 @@ NOT_APPLICABLE = {
     ("general", "val_interval"): "counts epochs; set TEST.EVAL_PERIOD in iterations",
     ("general", "log_interval"): "Detectron2 logs every 20 iterations",
     ("general", "eval_coco"): "AP is evaluated whenever MODEL.SEAMLESS.OUTPUTS lists instances",
-    ("general", "eval_mode"): "AP and mIoU are those of the heads (the original's 'separate'), PQ of the fused map",
     ("body", "weights"): "initial weights; convert them with `convert_weights.py torchvision` and set MODEL.WEIGHTS",
     ("body", "out_channels"): "follows from the body",
     ("body", "out_strides"): "follows from the body",
@@ -226,6 +225,7 @@ def _general(ini: Ini, out: dict[str, Any]) -> None:
     out[combine + "INSTANCES_CONFIDENCE_THRESH"] = float(ini.get("general", "score_threshold"))
     out[combine + "OVERLAP_THRESH"] = float(ini.get("general", "overlap_threshold"))
     out[combine + "STUFF_AREA_LIMIT"] = int(ini.get("general", "min_stuff_area"))
+    out["TEST.EVAL_MODE"] = ini.choice("general", "eval_mode", ("panoptic", "separate"))
     out["CUDNN_BENCHMARK"] = bool(ini.get("general", "cudnn_benchmark"))
 
 

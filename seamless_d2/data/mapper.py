@@ -44,12 +44,19 @@ class SeamlessMapper:
 
     Training dicts hold "image" (3, H, W) uint8, "instances" (gt_boxes, gt_classes, gt_masks as ``SegmentMasks`` with
     void and crowd), "sem_seg" (H, W) int64 with 255 = void, and the record's file_name, image_id, height, width.
-    Boxes are the tight boxes of what is visible after the crop. Test dicts hold the image and the record's keys.
+    Boxes are the tight boxes of what is visible after the crop. Test dicts hold the image and the record's keys; with
+    ``output_size`` "input" (TEST.EVAL_RESOLUTION), height and width are those of the resized image.
     """
 
     @configurable
     def __init__(
-        self, *, is_train: bool, augmentations: list[T.Augmentation], image_format: str, num_stuff: int
+        self,
+        *,
+        is_train: bool,
+        augmentations: list[T.Augmentation],
+        image_format: str,
+        num_stuff: int,
+        output_size: str = "output",
     ) -> None:
         if image_format not in ("RGB", "BGR"):
             raise UserError(f"INPUT.FORMAT is {image_format!r}; use RGB or BGR")
@@ -57,6 +64,7 @@ class SeamlessMapper:
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.num_stuff = num_stuff
+        self.output_size = output_size
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -65,6 +73,7 @@ class SeamlessMapper:
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "num_stuff": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "output_size": cfg.TEST.EVAL_RESOLUTION,
         }
 
     def __call__(self, record: dict) -> dict:
@@ -79,6 +88,9 @@ class SeamlessMapper:
         transforms = self.augmentations(augmented)
         result = {k: v for k, v in record.items() if k != "segments_info"}
         result["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        if not self.is_train and self.output_size == "input":
+            # The model's results are wanted at this size.
+            result["height"], result["width"] = augmented.image.shape[:2]
         if self.is_train:
             labels = self._read_labels(record, transforms)
             result["instances"], result["sem_seg"] = self._make_targets(labels, record["segments_info"])

@@ -1,45 +1,118 @@
 """The evaluators of a data set: streaming PQ, and Detectron2's for instances and semantic labels."""
 
+import logging
 import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-)
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
-from .ground_truth import SemanticTruth, write_instance_json
+from ..config import check_test_keys
+from ..data.images import read_photo
+from ..errors import UserError
+from .ground_truth import read_truth, write_instance_json
+from .heads import InstanceEvaluator, SemanticEvaluator
 from .panoptic_evaluator import PanopticEvaluator
+from .panoptic_quality import Segments
+from .report import write_reports
+from .tables import format_tables
+
+
+class ReportingEvaluators(DatasetEvaluators):
+    """Several evaluators, and the reports on all their results."""
+
+    def __init__(self, evaluators: list[DatasetEvaluator], panoptic: PanopticEvaluator, output_dir: Path) -> None:
+        """
+        Args:
+            evaluators: ``panoptic`` and others.
+            panoptic: whose statistics are reported.
+            output_dir: where metrics.json, per_class.csv and report.html go.
+        """
+        super().__init__(evaluators)
+        self.panoptic, self.output_dir = panoptic, output_dir
+
+    def evaluate(self) -> OrderedDict[str, Any]:
+        """All results on rank 0."""
+        results = super().evaluate()
+        if comm.is_main_process():
+            panoptic = self.panoptic
+            write_reports(
+                self.output_dir,
+                f"Evaluation on {panoptic.dataset_name}",
+                panoptic.classes,
+                panoptic.statistics,
+                panoptic.rules,
+                self._load_truth,
+                results,
+            )
+            tables = format_tables(panoptic.classes, panoptic.statistics, panoptic.rules, results)
+            logging.getLogger(__name__).info(f"Results on {panoptic.dataset_name}:\n{tables}")
+            logging.getLogger(__name__).info(f"Report: {self.output_dir / 'report.html'}")
+        return results
+
+    def _load_truth(self, image_id: Any) -> tuple[str, np.ndarray | None, np.ndarray, Segments]:
+        record = self.panoptic.records[image_id]
+        photo = read_photo(record["file_name"], (record["height"], record["width"]))
+        truth = read_truth(record["pan_seg_file_name"])
+        return os.path.basename(record["file_name"]), photo, truth, self.panoptic.truth_segments(record)
 
 
 def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
-    """PQ, box and mask AP, mIoU: whatever ``MODEL.SEAMLESS.OUTPUTS`` provides.
+    """PQ, box and mask AP, mIoU: whatever ``MODEL.SEAMLESS.OUTPUTS`` provides, as the TEST keys say.
 
     Args:
         cfg: configuration.
         dataset_name: a registered panoptic data set.
-        output_dir: folder for the evaluators' files, default OUTPUT_DIR/inference.
+        output_dir: folder for the evaluators' files, default OUTPUT_DIR/inference, and a folder of the data set's name
+            in it where DATASETS.TEST lists several.
+
+    Raises:
+        UserError: a TEST key with an unknown value, or one that needs an output which OUTPUTS does not list.
     """
-    output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+    check_test_keys(cfg)
+    if output_dir is None:
+        several = [dataset_name] if len(cfg.DATASETS.TEST) > 1 else []
+        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", *several)
     metadata = MetadataCatalog.get(dataset_name)
     outputs = cfg.MODEL.SEAMLESS.OUTPUTS
+    fused, resize_truth = cfg.TEST.EVAL_MODE == "panoptic", cfg.TEST.EVAL_RESOLUTION == "input"
+    if fused and "panoptic_seg" not in outputs:
+        raise UserError('TEST.EVAL_MODE "panoptic" needs panoptic_seg in MODEL.SEAMLESS.OUTPUTS; add it')
     evaluators: list[DatasetEvaluator] = []
+    panoptic = None
     if "panoptic_seg" in outputs:
-        evaluators.append(PanopticEvaluator(dataset_name, output_dir, save_predictions=cfg.TEST.SAVE_PREDICTIONS))
+        panoptic = PanopticEvaluator(
+            dataset_name,
+            output_dir,
+            save_predictions=cfg.TEST.SAVE_PREDICTIONS,
+            rules=cfg.TEST.PQ_RULES,
+            resize_truth=resize_truth,
+        )
+        evaluators.append(panoptic)
     if "instances" in outputs and metadata.thing_classes:
         if not hasattr(metadata, "json_file"):
             if comm.is_main_process():
                 write_instance_json(dataset_name, output_dir)
             comm.synchronize()
             metadata.json_file = str(write_instance_json(dataset_name, output_dir))
-        evaluators.append(COCOEvaluator(dataset_name, ("bbox", "segm"), output_dir=output_dir, use_fast_impl=False))
+        detections = output_dir if cfg.TEST.SAVE_PREDICTIONS else None
+        evaluators.append(InstanceEvaluator(dataset_name, fused=fused, output_dir=detections))
     if "sem_seg" in outputs:
-        semantic = SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=SemanticTruth(dataset_name))
-        # Boundary IoU costs seconds per image and is no part of the method's metrics.
-        semantic._compute_boundary_iou = False
-        evaluators.append(semantic)
+        evaluators.append(
+            SemanticEvaluator(
+                dataset_name,
+                fused=fused,
+                resize_truth=resize_truth,
+                boundary=cfg.TEST.BOUNDARY_IOU,
+                fuse_at=cfg.MODEL.SEAMLESS.FUSE_AT,
+                area_limit=cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT,
+            )
+        )
+    if panoptic is not None and cfg.TEST.REPORT:
+        return ReportingEvaluators(evaluators, panoptic, Path(output_dir))
     return DatasetEvaluators(evaluators)

@@ -11,6 +11,7 @@ from .original_files import metadata_bytes
 
 # A second valid value for each key; the converted settings must change with it.
 OTHER = {
+    ("general", "eval_mode"): "separate",
     ("general", "score_threshold"): "0.4",
     ("general", "overlap_threshold"): "0.3",
     ("general", "min_stuff_area"): "2048",
