@@ -1,9 +1,12 @@
 #!/usr/bin/env python
 """Judge COCO-panoptic predictions of any program.
 
-    python tools/evaluate_predictions.py predictions.json truth.json [--pred-dir D] [--truth-dir D] [--json result.json]
+    python tools/evaluate_predictions.py predictions.json truth.json --json result.json
+    python tools/evaluate_predictions.py predictions.json truth.json --output report --images photos
 
-The folders of the PNGs default to the jsons' paths without ".json". Numbers equal panopticapi's.
+The folders of the PNGs default to the jsons' paths without ".json". Numbers equal panopticapi's. With --output, a folder
+with metrics.json, per_class.csv and report.html is written too; --images adds the photos to it. A "score" in the
+predicted segments_info adds the curve of score thresholds.
 """
 
 import argparse
@@ -12,7 +15,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from seamless_d2.errors import run_tool
-from seamless_d2.evaluation.from_files import evaluate_files
+from seamless_d2.evaluation.from_files import evaluate_files, report_files
 from seamless_d2.evaluation.panoptic_quality import RULES
 from seamless_d2.files import write_json
 
@@ -24,26 +27,34 @@ def main() -> None:
     parser.add_argument("--pred-dir", type=Path, help="folder of the predicted PNGs")
     parser.add_argument("--truth-dir", type=Path, help="folder of the true PNGs")
     parser.add_argument("--json", type=Path, help="file for the result")
+    parser.add_argument("--output", type=Path, help="folder for metrics.json, per_class.csv and report.html")
+    parser.add_argument("--images", type=Path, help="folder of the photos, for the report")
     parser.add_argument("--rules", choices=RULES, default=RULES[0], help="void and crowd rules")
-    parser.add_argument("--workers", type=int, help="processes; default one per CPU")
+    parser.add_argument("--workers", type=int, help="threads; default one per CPU")
     args = parser.parse_args()
-    result, categories = evaluate_files(
-        args.prediction, args.truth, args.pred_dir, args.truth_dir, rules=args.rules, workers=args.workers
-    )
-    rows = [[c["name"], *_row(result["per_class"][c["id"]])] for c in categories]
-    print(tabulate(rows, ["class", "PQ", "SQ", "RQ", "TP", "FP", "FN"], floatfmt=".2f"))
-    print()
-    rows = [
-        [name, *(100 * result[name][k] for k in ("pq", "sq", "rq")), result[name]["n"]]
-        for name in ("All", "Things", "Stuff")
-    ]
-    print(tabulate(rows, ["", "PQ", "SQ", "RQ", "classes"], floatfmt=".2f"))
+    if args.workers is not None and args.workers < 1:
+        parser.error("--workers must be at least 1")
+    if args.images and not args.output:
+        parser.error("--images are shown in the report; add --output FOLDER")
+    places = (args.prediction, args.truth, args.pred_dir, args.truth_dir)
+    if args.output:
+        result, categories, tables = report_files(
+            *places, output_dir=args.output, image_dir=args.images, rules=args.rules, workers=args.workers
+        )
+        print(tables)
+        print(f"\nreport: {args.output / 'report.html'}")
+    else:
+        result, categories = evaluate_files(*places, rules=args.rules, workers=args.workers)
+        rows = [[c["name"], *_row(result["per_class"][c["id"]])] for c in categories]
+        print(tabulate(rows, ["class", "PQ", "SQ", "RQ", "TP", "FP", "FN"], floatfmt=".2f"))
+        rows = [[part, *_row(result[part], ("n",))] for part in ("All", "Things", "Stuff")]
+        print(f"\n{tabulate(rows, ['', 'PQ', 'SQ', 'RQ', 'classes'], floatfmt='.2f')}")
     if args.json:
         write_json(args.json, result, indent=2)
 
 
-def _row(values: dict[str, float]) -> list[float]:
-    return [*(100 * values[k] for k in ("pq", "sq", "rq")), *(values[k] for k in ("tp", "fp", "fn"))]
+def _row(values: dict[str, float], counts: tuple[str, ...] = ("tp", "fp", "fn")) -> list[float]:
+    return [*(100 * values[k] for k in ("pq", "sq", "rq")), *(values[k] for k in counts)]
 
 
 if __name__ == "__main__":

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..data.images import read_id_picture
+from ..data.images import read_id_picture, read_photo
 from ..data.metadata import Classes
 from ..data.prepare.writer import available_cpus
 from ..data.register import read_json
 from ..errors import UserError
 from .panoptic_quality import ImageMatch, PanopticStatistics, Segments, match_image
+from .report import write_reports
 from .statistics import DatasetStatistics
-from .tables import averages
+from .tables import averages, format_tables
 
 Annotation = dict[str, Any]
 
@@ -206,3 +207,49 @@ def evaluate_files(
     if quality is None:
         quality = accumulate(files, rules=rules, workers=workers).quality
     return summarize(quality, files, rules), files.categories
+
+
+def report_files(
+    prediction_json: str | Path,
+    truth_json: str | Path,
+    prediction_dir: str | Path | None = None,
+    truth_dir: str | Path | None = None,
+    *,
+    output_dir: str | Path,
+    image_dir: str | Path | None = None,
+    rules: str = "panopticapi",
+    workers: int | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
+    """``evaluate_files``, and metrics.json, per_class.csv and report.html.
+
+    Args:
+        prediction_json, truth_json, prediction_dir, truth_dir, rules, workers: see ``evaluate_files``.
+        output_dir: where the reports go.
+        image_dir: folder of the photos, named as in the truth's json; None shows plain colours.
+
+    Returns:
+        What ``evaluate_files`` returns, and the tables as text.
+
+    Raises:
+        UserError: see there; or ``image_dir`` does not exist.
+    """
+    if image_dir is not None and not Path(image_dir).is_dir():
+        raise UserError(f"folder {image_dir} of the photos does not exist; check --images")
+    files = read_pairs(prediction_json, truth_json, prediction_dir, truth_dir)
+    files.check_segments()
+    statistics = accumulate(files, rules=rules, workers=workers)
+    truths = {truth["image_id"]: truth for truth, _ in files.pairs}
+
+    def load_truth(image_id: Any) -> tuple[str, np.ndarray | None, np.ndarray, Segments]:
+        truth = truths[image_id]
+        picture = read_id_picture(files.truth_dir / truth["file_name"])
+        name, photo = truth["file_name"], None
+        if image_dir is not None and "file_name" in files.images.get(image_id, {}):
+            name = files.images[image_id]["file_name"]
+            photo = read_photo(Path(image_dir) / name, picture.shape[:2])
+        return name, photo, picture, files.truth_segments(truth)
+
+    title = f"Evaluation of {Path(prediction_json).name}"
+    write_reports(Path(output_dir), title, files.classes, statistics, rules, load_truth)
+    tables = format_tables(files.classes, statistics, rules)
+    return summarize(statistics.quality, files, rules), files.categories, tables
