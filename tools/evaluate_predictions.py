@@ -4,9 +4,9 @@
     python tools/evaluate_predictions.py predictions.json truth.json --json result.json
     python tools/evaluate_predictions.py predictions.json truth.json --output report --images photos
 
-The folders of the PNGs default to the jsons' paths without ".json". Numbers equal panopticapi's. With --output, a folder
-with metrics.json, per_class.csv and report.html is written too; --images adds the photos to it. A "score" in the
-predicted segments_info adds the curve of score thresholds.
+The folders of the PNGs default to the jsons' paths without ".json". Numbers equal panopticapi's. With --output,
+metrics.json, per_class.csv and report.html are written too; --images shows the photos there. A "score" in the predicted
+segments_info adds the curve of score thresholds.
 """
 
 import argparse

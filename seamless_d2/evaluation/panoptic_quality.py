@@ -149,13 +149,20 @@ class ImageMatch:
         return float(self.iou.sum() / weight) if weight > 0 else None
 
 
-def match_counts(counts: np.ndarray, truth: Segments, predicted: Segments, rules: str = "panopticapi") -> ImageMatch:
+def match_counts(
+    counts: np.ndarray,
+    truth: Segments,
+    predicted: Segments,
+    rules: str = "panopticapi",
+    truth_area: np.ndarray | None = None,
+) -> ImageMatch:
     """Match segments by the pixels that they share.
 
     Args:
         counts: (n + 2, m + 2), see ``count_overlaps``.
         truth, predicted: the n and m segments.
         rules: "panopticapi", or "original": crowd truth is void, so that its pixels leave the union too.
+        truth_area: (n,) pixels of the true segments; default as the json states them, else as counted.
     """
     intersection = counts[1:-1, 1:-1]
     predicted_area = counts[:, 1:-1].sum(axis=0)
@@ -164,7 +171,8 @@ def match_counts(counts: np.ndarray, truth: Segments, predicted: Segments, rules
     if rules == "original":
         void = void + intersection[crowd].sum(axis=0)
     stated = truth.areas if rules == "panopticapi" else None
-    truth_area = counts[1:-1].sum(axis=1) if stated is None else stated
+    if truth_area is None:
+        truth_area = counts[1:-1].sum(axis=1) if stated is None else stated
     union = predicted_area[None, :] + truth_area[:, None] - intersection - void[None, :]
     comparable = (truth.classes[:, None] == predicted.classes[None, :]) & ~crowd[:, None] & (intersection > 0)
     iou = np.divide(intersection, union, out=np.zeros(intersection.shape), where=comparable)
