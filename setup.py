@@ -34,7 +34,7 @@ setup(
     # configs/ stays at the top level of the repository and is installed as the package data of seamless_d2.configs.
     packages=[*find_packages(include=["seamless_d2", "seamless_d2.*"]), "seamless_d2.configs"],
     package_dir={"seamless_d2.configs": "configs"},
-    package_data={"seamless_d2.configs": ["**/*.yaml"]},
+    package_data={"seamless_d2.configs": ["**/*.yaml"], "seamless_d2.demo_page": ["*.js"]},
     # detectron2 and panopticapi are missing here on purpose: no package index has them under these names.
     # tools/setup_env.py installs both without their dependencies, so the list below covers those too.
     install_requires=[
@@ -60,7 +60,19 @@ setup(
     ],
     extras_require={
         # cityscapesscripts only to compare with: the preparation of Cityscapes needs no package of its own
-        "dev": ["pytest>=7.4", "ruff>=0.9", "build>=1.0", "setuptools>=70.1", "cityscapesscripts>=2.2"],
+        # gradio, playwright: the demo page is tested in a browser where one is installed
+        "dev": [
+            "pytest>=7.4",
+            "ruff>=0.9",
+            "build>=1.0",
+            "setuptools>=70.1",
+            "cityscapesscripts>=2.2",
+            "nbconvert>=7.0",
+            "ipykernel>=6.0",
+            "gradio>=6.0",
+            "playwright>=1.40",
+        ],
+        "page": ["gradio>=6.0"],
         "fast": ["hotcoco>=1.3"],
     },
     zip_safe=False,

@@ -143,7 +143,7 @@ def draw_overlay(
     for rows in _bands(image.shape[0]):
         ids = panoptic_seg[rows]
         picture[rows] = (image[rows] * kept[ids][..., None] + added[ids]) >> 8
-    picture[_contours(panoptic_seg, is_thing, max(1, round(min(image.shape[:2]) / 500))) > 0] = 255
+    picture[_contours(panoptic_seg, is_thing, min(5, max(1, round(min(image.shape[:2]) / 500)))) > 0] = 255
     return _draw_labels(picture, panoptic_seg, segments, classes) if labels else picture
 
 

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
-from seamless_d2 import get_config
+from seamless_d2 import Predictor, get_config
+from seamless_d2.data.metadata import Classes
 
+from .data.panoptic_files import CATEGORIES
 from .reference import SHARED, Differences
 
 _DIFFERENCES = pytest.StashKey[Differences]()
@@ -56,6 +59,29 @@ def small_config() -> CfgNode:
     cfg.DATASETS.PANOPTIC = []
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
     return cfg
+
+
+@pytest.fixture(scope="session")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Yaml and weights: all that a prediction needs."""
+    root = tmp_path_factory.mktemp("model")
+    cfg = small_config()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2, 4
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT = 1
+    # An untrained model is sure of nothing.
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = 0.3
+    cfg.INPUT.MIN_SIZE_TEST = 64
+    cfg.DATASETS.TEST = ("prediction_test",)
+    Classes.from_categories(CATEGORIES, "test").to_config(cfg)
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, root / "model.pth")
+    (root / "model.yaml").write_text(cfg.dump())
+    return root / "model.yaml", root / "model.pth"
+
+
+@pytest.fixture(scope="session")
+def predictor(model_files: tuple[Path, Path]) -> Predictor:
+    return Predictor(*model_files, device="cpu")
 
 
 @pytest.fixture(scope="session")

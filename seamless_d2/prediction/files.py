@@ -170,9 +170,11 @@ class _Run:
         """Finished files are skipped: they must not be those of another model."""
         model = config.MODEL.clone()
         model.defrost()
-        model.DEVICE = ""
+        model.DEVICE = model.WEIGHTS = ""
+        weights = Path(config.MODEL.WEIGHTS)
+        state = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else []
         settings = {
-            "weights": config.MODEL.WEIGHTS,
+            "weights": [config.MODEL.WEIGHTS, *state],
             "thresholds": dict(config.MODEL.PANOPTIC_FPN.COMBINE),
             "short_side": config.INPUT.MIN_SIZE_TEST,
             **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if k not in ("batch_size", "raw")},

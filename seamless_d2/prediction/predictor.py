@@ -95,6 +95,7 @@ class Predictor:
         cfg.MODEL.SEAMLESS.OUTPUTS = ["panoptic_seg"]
         if device or (cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()):
             cfg.MODEL.DEVICE = _checked_device(device or "cpu")
+        cfg.MODEL.WEIGHTS = str(weights or cfg.MODEL.WEIGHTS)
         if batch_size < 1 or (short_side is not None and short_side < 1):
             raise UserError("batch_size (--batch-size) and short_side (--short-side) must be at least 1")
         if raw and (tile or tta):
@@ -123,7 +124,7 @@ class Predictor:
             raw,
         )
         self.model = build_model(cfg).eval()
-        load_weights(self.model, weights or cfg.MODEL.WEIGHTS)
+        load_weights(self.model, cfg.MODEL.WEIGHTS)
         self.classes = Classes.from_config(cfg) or _numbered_classes(cfg)
         self.resize = build_resize(cfg, is_train=False)
 

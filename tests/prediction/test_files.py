@@ -17,7 +17,7 @@ from seamless_d2.errors import UserError
 from seamless_d2.prediction.files import predict_files, predict_files_on, predictor_options
 from seamless_d2.prediction.formats import FORMATS
 
-from .conftest import photo
+from .pictures import photo
 
 
 def test_folder_structure_is_kept_and_finished_files_are_skipped(predictor, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_other_settings_are_not_mixed_in(model_files, predictor, tmp_path: Path)
     cfg = predictor.cfg.clone()
     cfg.MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH = 0.25
     other = Predictor(cfg, model_files[1], "cpu", amp=True)
-    with pytest.raises(UserError, match=r"other settings \(amp, config, thresholds\)"):
+    with pytest.raises(UserError, match=r"other settings \(amp, model, thresholds\)"):
         predict_files(other, [tmp_path / "a.png"], tmp_path / "out")
     assert predict_files(other, [tmp_path / "a.png"], tmp_path / "out", overwrite=True).skipped == 0
 

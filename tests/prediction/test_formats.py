@@ -19,7 +19,7 @@ from seamless_d2.errors import UserError
 from seamless_d2.prediction.formats import assemble_coco, number_images, read_image_ids, write_formats
 
 from ..data.panoptic_files import CATEGORIES
-from .conftest import photo
+from .pictures import photo
 
 CLASSES = Classes.from_categories(CATEGORIES, "test")  # road, sky | car, person; ids 3, 11 | 7, 90
 

@@ -9,7 +9,7 @@ from seamless_d2 import Predictor
 from seamless_d2.errors import UserError
 from seamless_d2.prediction.pipeline import Job, run_jobs
 
-from .conftest import photo
+from .pictures import photo
 
 
 def test_results_do_not_depend_on_batches(model_files, predictor) -> None:

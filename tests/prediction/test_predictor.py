@@ -9,7 +9,7 @@ from PIL import Image
 from seamless_d2 import PanopticResult, Predictor
 from seamless_d2.errors import UserError
 
-from .conftest import photo
+from .pictures import photo
 
 
 def test_array_file_and_list_agree(predictor, tmp_path) -> None:

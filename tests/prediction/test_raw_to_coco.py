@@ -20,7 +20,7 @@ from seamless_d2.prediction.raw_to_coco import convert_raw, read_classes
 
 from ..data.panoptic_files import CATEGORIES
 from ..reference import load_infos, load_numbers, visible_segments
-from .conftest import photo
+from .pictures import photo
 
 CLASSES = Classes.from_categories(CATEGORIES, "test")
 EMPTY = dict.fromkeys(["bbx_pred", "cls_pred", "obj_pred", "msk_pred"])

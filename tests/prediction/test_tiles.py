@@ -7,7 +7,7 @@ from seamless_d2 import Predictor
 from seamless_d2.errors import UserError
 from seamless_d2.prediction.tiles import Stitcher, plan_tiles
 
-from .conftest import photo
+from .pictures import photo
 
 ROAD, SKY = 0, 1
 

@@ -8,7 +8,7 @@ from seamless_d2 import Predictor
 from seamless_d2.errors import UserError
 from seamless_d2.prediction.tta import averaged_output
 
-from .conftest import photo
+from .pictures import photo
 
 
 def test_one_mirrored_pair_is_symmetric(predictor) -> None:

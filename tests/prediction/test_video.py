@@ -12,7 +12,7 @@ from seamless_d2.prediction.files import predict_files
 from seamless_d2.prediction.video import Frames, Tracker, VideoFile
 from seamless_d2.visualization import segment_color
 
-from .conftest import photo
+from .pictures import photo
 from .test_formats import CLASSES
 
 

@@ -1,0 +1,117 @@
+"""The demo page in a real browser (where Gradio, Playwright and Chromium are installed), and its parts."""
+
+import html
+import json
+import re
+import shutil
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seamless_d2.demo_page.page import figure, serve, table, write_archive
+from seamless_d2.errors import UserError
+
+from ..prediction.pictures import photo
+from ..prediction.test_formats import result
+
+
+def test_parts(tmp_path: Path) -> None:
+    markup = figure(result())
+    segments = json.loads(html.unescape(re.search(r'data-segments="(.*?)"', markup)[1]))
+    assert segments == {"1": "car 88%", "2": "person 62%", "3": "road"}
+    rows = re.findall(r"<tr>.*?</tr>", table(result()))
+    assert len(rows) == 4 and "road" in rows[1] and "52.2%" in rows[1] and "car" in rows[2]
+    write_archive(result(), tmp_path / "a.zip", "a")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        content = json.loads(archive.read("panoptic.json"))
+        assert content["annotations"][0]["file_name"] == "a.png"
+        assert set(archive.namelist()) == {"panoptic/a.png", "panoptic.json", "a_labelled.jpg"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_port_that_is_taken(predictor) -> None:
+    pytest.importorskip("gradio", reason="needs Gradio (the extra 'page')")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="--port"):
+            serve(predictor, port=taken.getsockname()[1])
+
+
+@pytest.fixture
+def address(predictor) -> Iterator[str]:
+    """A running page."""
+    pytest.importorskip("gradio", reason="needs Gradio (the extra 'page')")
+    import uvicorn
+
+    from seamless_d2.demo_page import build_app
+
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(build_app(predictor, 1), host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    limit = time.monotonic() + 60
+    while not server.started and time.monotonic() < limit:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)
+
+
+def test_in_a_browser(address: str, tmp_path: Path, predictor) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium (for instance the package chromium of Debian)")
+    Image.fromarray(photo(120, 160)).save(tmp_path / "street.png")
+    (tmp_path / "broken.jpg").write_text("no picture")
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (800, 800, 3), np.uint8)).save(tmp_path / "large.bmp")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        asked, errors = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("input[type=file]", state="attached", timeout=60_000)
+        page.set_input_files("input[type=file]", tmp_path / "street.png")
+        page.wait_for_selector(".seamless-overlay", timeout=60_000)
+        expected = predictor.predict(tmp_path / "street.png")
+        # Under the pointer: the segment of that very pixel.
+        box = page.locator(".seamless-overlay").bounding_box()
+        names = {s.id: s.class_name for s in expected.segments} | {0: "void"}
+        for x, y in [(80, 60), (10, 10), (150, 110)]:
+            spot = (box["x"] + (x + 0.5) / 160 * box["width"], box["y"] + (y + 0.5) / 120 * box["height"])
+            page.mouse.move(*spot)
+            page.wait_for_function("document.querySelector('.seamless-figure').seamlessIds", timeout=10_000)
+            page.mouse.move(spot[0] + 0.1, spot[1])
+            shown = page.locator(".seamless-tip").text_content()
+            assert shown.startswith(names[int(expected.panoptic_seg[y, x])])
+        with page.expect_download(timeout=30_000) as download:
+            page.locator("a[download]").last.click()
+        with zipfile.ZipFile(download.value.path()) as archive:
+            content = json.loads(archive.read("panoptic.json"))
+        assert len(content["annotations"][0]["segments_info"]) == len(expected.segments)
+        # A broken file and one above the limit are refused in a sentence.
+        for name, sentence in [("broken.jpg", "broken.jpg cannot be read"), ("large.bmp", "size")]:
+            page.reload()
+            page.wait_for_selector("input[type=file]", state="attached", timeout=60_000)
+            page.set_input_files("input[type=file]", tmp_path / name)
+            page.wait_for_selector(".toast-body", timeout=60_000)
+            toast = page.locator(".toast-body").first.text_content()
+            assert sentence in toast and str(tmp_path) not in toast and "/tmp" not in toast
+        browser.close()
+    foreign = [u for u in asked if not u.startswith((address, "data:", "blob:", address.replace("http", "ws")))]
+    assert not foreign and not errors
