@@ -25,6 +25,7 @@ from .pictures import prediction_pictures
 from .plots import plot_metrics
 from .preemption import Preempted, on_preemption
 from .progress import build_writers
+from .random_state import get_random_state, set_random_state
 from .setup import iterations_per_epoch
 from .solver import build_lr_scheduler, build_optimizer
 from .step import TrainingStep, wrap_for_processes
@@ -143,21 +144,22 @@ class SeamlessTrainer(DefaultTrainer):
 
     def _test(self) -> dict[str, Any]:
         """Results of the weights and, under "ema", of their moving average."""
-        # Evaluation must leave no trace in the training's random numbers.
-        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        # Evaluation must leave no trace in the training's random numbers: one that was done before an interruption is
+        # not done again after it.
+        random_state = get_random_state()
         self._evaluating = True
         try:
-            with torch.random.fork_rng(devices):
-                results = self.test(self.cfg, self.checkpointer.model) or {}
-                if self._trainer.ema is not None:
-                    logging.getLogger(__name__).info("evaluation of the moving average of the weights")
-                    with self._trainer.ema.applied():
-                        results["ema"] = self.test(self.cfg, self.checkpointer.model) or {}
-                if comm.is_main_process():
-                    for name, picture in prediction_pictures(self.cfg, self.checkpointer.model):
-                        self.storage.put_image(f"photo, truth, prediction/{name}", picture.transpose(2, 0, 1))
+            results = self.test(self.cfg, self.checkpointer.model) or {}
+            if self._trainer.ema is not None:
+                logging.getLogger(__name__).info("evaluation of the moving average of the weights")
+                with self._trainer.ema.applied():
+                    results["ema"] = self.test(self.cfg, self.checkpointer.model) or {}
+            if comm.is_main_process():
+                for name, picture in prediction_pictures(self.cfg, self.checkpointer.model):
+                    self.storage.put_image(f"photo, truth, prediction/{name}", picture.transpose(2, 0, 1))
         finally:
             self._evaluating = False
+            set_random_state(random_state)
         self._last_eval_results = results
         return results
 

@@ -1,0 +1,242 @@
+"""Killed anywhere and resumed, a training ends with the weights of one that was left in peace, bit for bit."""
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from seamless_d2.checkpoint import SeamlessCheckpointer
+from seamless_d2.checkpoint import checkpointer as checkpointer_module
+from seamless_d2.engine import SeamlessTrainer, run
+from seamless_d2.engine import step as step_module
+from seamless_d2.engine.hooks import remove_leftovers, trim_metrics
+from seamless_d2.engine.plots import plot_metrics
+from seamless_d2.errors import UserError
+
+from .conftest import in_child
+
+OPTS = """
+SOLVER.MAX_ITER 7 SOLVER.CHECKPOINT_PERIOD 2 TEST.EVAL_PERIOD 4 SEED 11 SOLVER.EMA.ENABLED True TEST.NUM_PICTURES 0
+SOLVER.IMS_PER_BATCH 4 SOLVER.ACCUMULATE_STEPS 2 INPUT.MIN_SIZE_TRAIN (48,64) SOLVER.LOG_PERIOD 2
+""".split()
+
+
+@pytest.fixture
+def start(arguments) -> Callable[..., int]:
+    """Starts the training in a child process, where ``before`` may prepare its end; the exit code."""
+
+    def start(folder: Path, *opts: str, before: Callable[[], None] = lambda: None, flags=("--resume",)) -> int:
+        def child() -> None:
+            before()
+            run(arguments(*OPTS, "OUTPUT_DIR", str(folder), *opts, flags=flags))
+
+        return in_child(child)
+
+    return start
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at(
+    owner: object, name: str, count: int, react: Callable[[], None] = die, after: bool = False
+) -> Callable[[], None]:
+    """For a child process: at call ``count`` of ``owner.name`` do ``react`` before (or after) it."""
+
+    def prepare() -> None:
+        original, calls = getattr(owner, name), 0
+
+        def counted(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == count and not after:
+                react()
+            result = original(*args, **kwargs)
+            if calls == count and after:
+                react()
+            return result
+
+        setattr(owner, name, counted)
+
+    return prepare
+
+
+def in_the_middle_of_checkpoint(count: int, react: Callable[[], None] = die) -> Callable[[], None]:
+    def prepare() -> None:
+        original, calls = torch.save, 0
+
+        def half(data, stream) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == count:
+                stream.write(b"PK\x03\x04" + bytes(100_000))
+                stream.flush()
+                react()
+            original(data, stream)
+
+        checkpointer_module.torch.save = half
+
+    return prepare
+
+
+# One after the other in the same folder; counts are those of calls since the last start. Checkpoints are due after
+# steps 2, 4, 6 and 7, evaluations after 4 and 7.
+KILLS = {
+    "before the first checkpoint": at(SeamlessTrainer, "run_step", 2),
+    "in the middle of the second checkpoint": in_the_middle_of_checkpoint(2),
+    "between a checkpoint and its tag": at(SeamlessCheckpointer, "tag_last_checkpoint", 1),
+    "in an evaluation": at(SeamlessTrainer, "_test", 1),
+    "between best weights and history": at(SeamlessCheckpointer, "save", 1, after=True),
+    "between two forward passes": at(step_module.TrainingStep, "_backward", 4),
+    "after the optimiser's step": at(step_module.TrainingStep, "_optimise", 2, after=True),
+    "in the middle of the last checkpoint": in_the_middle_of_checkpoint(2),
+    "in the last evaluation": at(SeamlessTrainer, "_test", 1),
+}
+
+
+def final(folder: Path) -> dict:
+    return torch.load(folder / "model_final.pth", weights_only=True)
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Equal to the last bit, however nested."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{k}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.fixture(scope="module")
+def calm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the training that is left in peace; the first test that needs it runs it."""
+    return tmp_path_factory.mktemp("calm")
+
+
+@pytest.fixture
+def calm(calm_folder: Path, start) -> dict:
+    """Its last checkpoint."""
+    if not (calm_folder / "model_final.pth").exists():
+        assert start(calm_folder) == 0
+    return final(calm_folder)
+
+
+def test_killed_anywhere(tmp_path: Path, start, calm: dict, calm_folder: Path) -> None:
+    folder = tmp_path / "out"
+    for number, (name, kill) in enumerate(KILLS.items()):
+        workers = str(number % 2)  # it does not matter
+        assert start(folder, "DATALOADER.NUM_WORKERS", workers, before=kill) == -signal.SIGKILL, name
+    assert start(folder) == 0
+    # Not only weights: optimiser, schedule, random states, position, moving average.
+    assert_same(final(folder), calm)
+    assert (folder / "evaluations.json").read_text() == (calm_folder / "evaluations.json").read_text()
+    assert not list(folder.glob(".*.tmp"))  # half a checkpoint is cleared away
+    lines = [json.loads(line)["iteration"] for line in (folder / "metrics.json").read_text().splitlines()]
+    assert sorted(set(lines)) == lines
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path, start, calm: dict) -> None:
+    # So that the comparisons of this file can fail.
+    assert start(tmp_path / "out", "SEED", "12", "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0") == 0
+    with pytest.raises(AssertionError):
+        assert_same(final(tmp_path / "out")["model"], calm["model"])
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_preemption_writes_a_checkpoint_and_ends_cleanly(tmp_path: Path, start, calm: dict, name: str) -> None:
+    send = lambda: os.kill(os.getpid(), signal.Signals[name])  # noqa: E731
+    # In the third step, after which no checkpoint is due.
+    assert start(tmp_path / "out", before=at(SeamlessTrainer, "run_step", 3, send)) == 0
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert not (tmp_path / "out" / "model_final.pth").exists()
+    assert f"stopped by {name}" in (tmp_path / "out" / "log.txt").read_text()
+    assert start(tmp_path / "out") == 0
+    assert_same(final(tmp_path / "out"), calm)
+
+
+def test_preemption_in_an_evaluation(tmp_path: Path, start) -> None:
+    send = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    assert start(tmp_path, before=at(SeamlessTrainer, "test", 1, send)) == 0
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert not (tmp_path / "evaluations.json").exists()
+    assert start(tmp_path) == 0
+    assert list(json.loads((tmp_path / "evaluations.json").read_text())) == ["4", "7"]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, start, arguments, calm: dict) -> None:
+    folder = tmp_path / "out"
+    assert start(folder, before=at(SeamlessTrainer, "run_step", 7)) == -signal.SIGKILL
+    numbered = sorted(folder.glob("model_0*.pth"))
+    assert [f.name for f in numbered] == ["model_0000001.pth", "model_0000003.pth", "model_0000005.pth"]
+    os.truncate(numbered[-1], numbered[-1].stat().st_size // 2)
+    content = bytearray(numbered[-2].read_bytes())
+    content[len(content) // 2] ^= 1  # one bit
+    numbered[-2].write_bytes(content)
+    assert start(folder) == 0
+    log = (folder / "log.txt").read_text()
+    for file, earlier in ((numbered[2], numbered[1]), (numbered[1], numbered[0])):
+        assert f"checkpoint {file} cannot be read" in log and f"Going on from an earlier one: {earlier}" in log
+    assert "wrong checksum" in log
+    assert_same(final(folder), calm)
+    for file in folder.glob("model_*.pth"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"model_0000001.pth cannot be read .* damaged"):
+        run(arguments(*OPTS, "OUTPUT_DIR", str(folder), flags=("--resume",)))
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, start, calm: dict) -> None:
+    def fill_disk() -> None:
+        # The limit on a file's size acts as a full disk does: a write fails in the middle.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
+
+    folder = tmp_path / "out"
+    assert start(folder, before=at(SeamlessCheckpointer, "save", 2, fill_disk)) == 1
+    log = (folder / "log.txt").read_text()
+    assert f"checkpoint {folder / 'model_0000003.pth'} cannot be written (File too large); the earlier ones" in log
+    assert (folder / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert not list(folder.glob(".*.tmp"))
+    assert start(folder) == 0
+    assert_same(final(folder), calm)
+
+
+def test_old_checkpoints_go_and_a_longer_schedule_goes_on(tmp_path: Path, start, monkeypatch) -> None:
+    monkeypatch.setattr("seamless_d2.engine.trainer.plot_metrics", plot_metrics)
+    keep = ("SOLVER.CHECKPOINTS_TO_KEEP", "2", "TEST.EVAL_PERIOD", "0")
+    assert start(tmp_path, *keep) == 0
+    names = sorted(f.name for f in tmp_path.glob("*.pth"))
+    expected = ["model_0000003.pth", "model_0000005.pth", "model_best.pth", "model_final.pth", "model_final_ema.pth"]
+    assert names == expected
+    ema = torch.load(tmp_path / "model_final_ema.pth", weights_only=True)["model"]
+    assert_same(ema, final(tmp_path)["trainer"]["_trainer"]["ema"]["weights"])
+    assert start(tmp_path, *keep, "SOLVER.MAX_ITER", "9") == 0
+    assert final(tmp_path)["iteration"] == 8
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_records_of_a_killed_run_are_mended(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    trim_metrics(file, 3)
+    assert not file.exists()
+    file.write_text(
+        '{"iteration": 1, "x": 2.0}\n{"iteration": 3, "x": 1.0}\nnonsense\n{"iteration": 2, "x": 3.0}\n{"ite'
+    )
+    trim_metrics(file, 3)
+    assert [json.loads(line)["iteration"] for line in file.read_text().splitlines()] == [1, 2]
+    (tmp_path / ".model_final.pth.abc.tmp").touch()
+    remove_leftovers(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["metrics.json"]
