@@ -4,21 +4,26 @@ import contextlib
 import io
 import json
 import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from panopticapi.evaluation import pq_compute
 from PIL import Image
 
-from ..data.images import ids_to_rgb
+from ..data.images import ids_to_rgb, read_id_map
 from ..data.prepare.writer import measure_segments
 from ..data.register import register_panoptic
 from ..evaluation import PanopticEvaluator
-from ..evaluation.from_files import evaluate_files
+from ..evaluation.from_files import accumulate, evaluate_files, read_pairs, summarize
+from ..evaluation.with_hotcoco import PanopticEval
 from .measure import Case, compare_times
+from .process_memory import peak_memory
 
 CATEGORIES = [{"id": i + 1, "name": f"class {i}", "isthing": int(i >= 11)} for i in range(19)]
 
@@ -42,7 +47,7 @@ def _street(random: np.random.RandomState, height: int, width: int) -> tuple[np.
     return ids, measure_segments(ids, segments)
 
 
-def _write(root: Path, count: int, height: int, width: int) -> dict[str, Path]:
+def _write(root: Path, count: int, height: int, width: int) -> None:
     random = np.random.RandomState(0)
     for folder in ("images", "truth", "prediction"):
         (root / folder).mkdir()
@@ -60,76 +65,108 @@ def _write(root: Path, count: int, height: int, width: int) -> dict[str, Path]:
     for name, annotations in content.items():
         text = json.dumps({"images": images, "annotations": annotations, "categories": CATEGORIES})
         (root / f"{name}.json").write_text(text)
-    return {"image_dir": root / "images", "panoptic_dir": root / "truth", "panoptic_json": root / "truth.json"}
 
 
-def _outputs(root: Path, count: int) -> list[dict]:
-    """The predictions as a model returns them."""
+def _outputs(root: Path) -> list[tuple[np.ndarray, list[dict]]]:
+    """The predictions as a model returns them, the maps as uint8 to save memory."""
     outputs = []
-    for annotation in json.loads((root / "prediction.json").read_text())["annotations"][:count]:
-        rgb = np.asarray(Image.open(root / "prediction" / annotation["file_name"])).astype(np.int32)
-        ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
-        order = {s["id"]: k for k, s in enumerate(annotation["segments_info"], 1)}
-        values, inverse = np.unique(ids, return_inverse=True)
-        panoptic = np.array([order.get(v, 0) for v in values.tolist()], np.int32)[inverse].reshape(ids.shape)
-        info = [
+    for annotation in json.loads((root / "prediction.json").read_text())["annotations"]:
+        ids = read_id_map(root / "prediction" / annotation["file_name"])
+        info = annotation["segments_info"]
+        table = np.zeros(int(ids.max(initial=0)) + 1, np.uint8)
+        table[[s["id"] for s in info]] = np.arange(1, len(info) + 1)
+        segments = [
             {
                 "id": k,
                 "isthing": s["category_id"] > 11,
                 "category_id": s["category_id"] - (12 if s["category_id"] > 11 else 1),
             }
-            for k, s in enumerate(annotation["segments_info"], 1)
+            for k, s in enumerate(info, 1)
         ]
-        outputs.append({"panoptic_seg": (torch.from_numpy(panoptic), info)})
+        outputs.append((table[ids], segments))
     return outputs
 
 
-def _copied(outputs: list[dict]) -> list[dict]:
-    # Detectron2's evaluator pops keys from the dicts it is given.
-    return [{"panoptic_seg": (o["panoptic_seg"][0], [dict(s) for s in o["panoptic_seg"][1]])} for o in outputs]
+class Evaluations:
+    """The four evaluations of one set of pairs; each returns {"PQ", "SQ", "RQ"} in percent."""
+
+    def __init__(self, root: Path, count: int) -> None:
+        name = f"benchmark_evaluation_{count}"
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        register_panoptic(name, root / "images", root / "truth", root / "truth.json")
+        self.root, self.name, self.outputs = root, name, _outputs(root)
+
+    def _from_tensors(self, kind: type) -> dict[str, float]:
+        evaluator = kind(self.name)
+        evaluator.reset()
+        for record, (ids, segments) in zip(DatasetCatalog.get(self.name), self.outputs, strict=True):
+            # Copies: Detectron2's evaluator pops keys from the dicts it is given.
+            panoptic = torch.from_numpy(ids).int(), [dict(s) for s in segments]
+            evaluator.process([record], [{"panoptic_seg": panoptic}])
+        result = evaluator.evaluate()["panoptic_seg"]
+        return {key: result[key] for key in ("PQ", "SQ", "RQ")}
+
+    def tensors_ours(self) -> dict[str, float]:
+        return self._from_tensors(PanopticEvaluator)
+
+    def tensors_other(self) -> dict[str, float]:
+        return self._from_tensors(COCOPanopticEvaluator)
+
+    def files_ours(self) -> dict[str, float]:
+        return _percent(evaluate_files(self.root / "prediction.json", self.root / "truth.json")[0])
+
+    def files_own_pass(self) -> dict[str, float]:
+        """Ours without hotcoco, as the reports take it."""
+        files = read_pairs(self.root / "prediction.json", self.root / "truth.json")
+        return _percent(summarize(accumulate(files).quality, files))
+
+    def files_other(self) -> dict[str, float]:
+        arguments = ("truth.json", "prediction.json", "truth", "prediction")
+        with contextlib.redirect_stdout(io.StringIO()):
+            return _percent(pq_compute(*(str(self.root / name) for name in arguments)))
+
+
+def _percent(result: dict[str, Any]) -> dict[str, float]:
+    return {key.upper(): 100 * float(result["All"][key]) for key in ("pq", "sq", "rq")}
 
 
 def benchmark_evaluation(device: str = "cpu", against: str | None = None, quick: bool = False) -> list[Case]:
-    """Pairs of 1024x2048 maps: from tensors against COCOPanopticEvaluator, from files against panopticapi."""
-    count, height, width = (4, 128, 256) if quick else (20, 1024, 2048)
+    """Pairs of 1024x2048 maps: from tensors against COCOPanopticEvaluator, from files against panopticapi.
+
+    Seconds, and the memory that each adds at its peak to a process of its own, children included.
+    """
+    count, height, width = (4, 128, 256) if quick else (100, 1024, 2048)
+    cases: list[Case] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        name = f"benchmark_evaluation_{count}"
-        files = _write(root, count, height, width)
-        if name in DatasetCatalog.list():
-            DatasetCatalog.remove(name)
-        register_panoptic(name, **files)
-        records, outputs = DatasetCatalog.get(name), _outputs(root, count)
-        results = {}
+        _write(root, count, height, width)
+        evaluations = Evaluations(root, count)
+        fast = "hotcoco" if PanopticEval is not None else "own pass"
+        for title, ours, other in (
+            ("from tensors", "tensors_ours", "tensors_other"),
+            (f"from files ({fast})", "files_ours", "files_other"),
+            ("from files, own pass", "files_own_pass", "files_other"),
+        ):
+            results: dict[str, dict[str, float]] = {}
 
-        def run(kind: type) -> None:
-            evaluator = kind(name)
-            evaluator.reset()
-            for record, output in zip(records, _copied(outputs), strict=True):
-                evaluator.process([record], [output])
-            results[kind] = evaluator.evaluate()["panoptic_seg"]["PQ"]
+            def run(method: str, results: dict = results) -> None:
+                results[method] = getattr(evaluations, method)()
 
-        def api() -> None:
-            with contextlib.redirect_stdout(io.StringIO()):
-                arguments = (root / "truth.json", root / "prediction.json", root / "truth", root / "prediction")
-                results["api"] = pq_compute(*map(str, arguments))["All"]["pq"]
-
-        def ours_from_files() -> None:
-            results["files"] = evaluate_files(root / "prediction.json", root / "truth.json")[0]["All"]["pq"]
-
-        title = f"{count} pairs of {height}x{width}"
-        other = (lambda: run(COCOPanopticEvaluator)) if against else None
-        cases = [
-            compare_times(f"{title}, from tensors", lambda: run(PanopticEvaluator), other, repeats=3),
-            compare_times(f"{title}, from files", ours_from_files, api if against else None, repeats=3),
-        ]
-        if against:
-            difference = max(
-                abs(results[PanopticEvaluator] - results[COCOPanopticEvaluator]),
-                100 * abs(results["files"] - results["api"]),
+            case = compare_times(
+                f"{count} pairs of {height}x{width}, {title}",
+                partial(run, ours),
+                partial(run, other) if against else None,
+                repeats=1 if quick else 3,
             )
-            cases = [
-                Case(c.name, c.ours, c.other, c.unit, c.spread, f"largest difference of PQ: {difference:.1e}")
-                for c in cases
-            ]
-        return cases
+            if against:
+                difference = max(abs(results[ours][key] - results[other][key]) for key in results[ours])
+                case = replace(case, note=f"largest difference of PQ, SQ, RQ: {difference:.1e} points")
+            cases.append(case)
+            if quick:
+                continue
+            memory = {method: peak_memory(root, count, method) for method in [ours, *([other] if against else [])]}
+            if memory[ours] is not None:
+                cases.append(Case(f"{case.name}, added memory", memory[ours], memory.get(other), "bytes"))
+    return cases
