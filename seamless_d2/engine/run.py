@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from ..checkpoint import load_weights
+from ..evaluation.tables import without_nan
 from ..files import write_json
 from .dry_run import dry_run
 from .setup import load_and_check, setup
@@ -21,7 +22,7 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     load_weights(model, cfg.MODEL.WEIGHTS)
     results = SeamlessTrainer.test(cfg, model)
     if comm.is_main_process():
-        write_json(os.path.join(cfg.OUTPUT_DIR, "evaluation.json"), results, indent=2)
+        write_json(os.path.join(cfg.OUTPUT_DIR, "evaluation.json"), without_nan(results), indent=2)
     return results
 
 
