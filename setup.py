@@ -74,6 +74,7 @@ setup(
         ],
         "page": ["gradio>=6.0"],
         "fast": ["hotcoco>=1.3"],
+        "wandb": ["wandb>=0.16"],
     },
     zip_safe=False,
 )

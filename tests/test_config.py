@@ -64,6 +64,33 @@ def test_mistakes(file: str, overrides: list[str], words: list[str]) -> None:
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "advice"),
+    [
+        (["SOLVER.BASELR", "0.1"], "there is no key SOLVER.BASELR; did you mean SOLVER.BASE_LR"),
+        (["SOLVR.MAX_ITER", "1"], "there is no key SOLVR.MAX_ITER; did you mean SOLVER.MAX_ITER"),
+        (["solver.max_iter", "1"], "did you mean SOLVER.MAX_ITER"),
+        (["MODEL.EVAL_PERIOD", "5"], "TEST.EVAL_PERIOD"),  # another section
+        (["NOTHING.LIKE.IT", "1"], "there is no key NOTHING.LIKE.IT"),
+        (["SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR must be a number with a point such as 0.01, not '1'"),
+        (["SOLVER.MAX_ITER", "2.5"], "SOLVER.MAX_ITER must be a whole number such as 40000, not '2.5'"),
+        (["MODEL.MASK_ON", "yes"], "MODEL.MASK_ON must be True or False such as True, not 'yes'"),
+        (["INPUT.MIN_SIZE_TRAIN", "640"], "INPUT.MIN_SIZE_TRAIN must be a tuple such as (800,), not '640'"),
+        (["SOLVER.AMP", "True"], "SOLVER.AMP is a section; set one of its keys: SOLVER.AMP.ENABLED, SOLVER.AMP.DTYPE"),
+    ],
+)
+def test_mistaken_keys_are_told_with_advice(overrides: list[str], advice: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config("Base-Seamless.yaml", overrides)
+    assert advice in str(error.value)
+
+
+def test_mistaken_keys_of_a_file_too(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"_BASE_: {config_file('Base-Seamless.yaml')}\nSOLVER:\n  MAX_ITERS: 5\n")
+    with pytest.raises(UserError, match=r"mine.yaml .*there is no key SOLVER.MAX_ITERS; did you mean SOLVER.MAX_ITER"):
+        load_config(tmp_path / "mine.yaml")
+
+
 def test_yaml_cannot_run_code(tmp_path) -> None:
     (tmp_path / "evil.yaml").write_text("OUTPUT_DIR: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(UserError, match="evil.yaml"):

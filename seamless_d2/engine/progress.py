@@ -140,12 +140,11 @@ def build_writers(cfg: CfgNode, start_iter: int) -> list[EventWriter]:
     Raises:
         UserError: wandb is wanted and missing.
     """
-    # The printer comes first: the others write what it measures.
-    writers: list[EventWriter] = [
+    wandb = [WandbWriter(cfg)] if cfg.WANDB.ENABLED else []
+    return [
+        # Comes first: the others write what it measures.
         ProgressPrinter(cfg.SOLVER.MAX_ITER, cfg.SOLVER.LOG_PERIOD),
         JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
         TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=start_iter),
+        *wandb,
     ]
-    if cfg.WANDB.ENABLED:
-        writers.append(WandbWriter(cfg))
-    return writers
