@@ -16,10 +16,16 @@ except ModuleNotFoundError as error:
         "'git+https://github.com/facebookresearch/detectron2@02b5c4e2'`"
     ) from None
 
-from . import modeling  # noqa: F401  (registers the components)
-from .config import add_seamless_config, get_config
-from .data import register_panoptic, register_seamseg
-from .prediction import PanopticResult, Predictor
+import warnings
+
+with warnings.catch_warnings():
+    # Detectron2 scripts functions as it is imported, which newer versions of PyTorch call out of date on every start.
+    warnings.filterwarnings("ignore", ".*torch.jit.script.*", FutureWarning)
+    warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)
+    from . import modeling  # noqa: F401  (registers the components)
+    from .config import add_seamless_config, get_config
+    from .data import register_panoptic, register_seamseg
+    from .prediction import PanopticResult, Predictor
 
 __all__ = [
     "PanopticResult",

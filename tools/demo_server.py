@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A page on this computer: drop a picture, see its segments, download the COCO files.
 
-    pip install "seamless_d2[page]"
+    pip install -e ".[page]"
     python tools/demo_server.py --config-file output/config.yaml --weights output/model_final.pth
 
 Open http://127.0.0.1:7860. Nothing leaves the computer: the page asks no other host for anything, and only this

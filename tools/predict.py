@@ -33,7 +33,9 @@ from seamless_d2.prediction.tta import DEFAULT_SCALES
 
 def size(text: str) -> tuple[int, int]:
     """WxH."""
-    width, height = text.lower().split("x")
+    width, x, height = text.lower().partition("x")
+    if not (x and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write width x height, for instance 2048x1024")
     return int(width), int(height)
 
 

@@ -96,6 +96,12 @@ class Predictor:
         if device or (cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()):
             cfg.MODEL.DEVICE = _checked_device(device or "cpu")
         cfg.MODEL.WEIGHTS = str(weights or cfg.MODEL.WEIGHTS)
+        combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
+        if not (0 <= combine.INSTANCES_CONFIDENCE_THRESH <= 1 and 0 <= combine.OVERLAP_THRESH <= 1):
+            raise UserError(
+                "the score and overlap thresholds (--score-thresh, --overlap-thresh) must be between 0 and 1; mend "
+                "MODEL.PANOPTIC_FPN.COMBINE"
+            )
         if batch_size < 1 or (short_side is not None and short_side < 1):
             raise UserError("batch_size (--batch-size) and short_side (--short-side) must be at least 1")
         if raw and (tile or tta):

@@ -50,6 +50,8 @@ def load_raw(path: str | Path) -> Raw:
         raise UserError(f"{path} does not exist; check the path") from None
     except Exception as error:  # zip, pickle and tar each have their own kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason:  # a lecture on the options of torch.load
+            reason = "it is damaged, or holds more than tensors"
         raise UserError(f"{path} cannot be read as a raw prediction ({reason}); make it again") from None
     _check(raw, path)
     return raw
