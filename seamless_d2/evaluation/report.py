@@ -19,7 +19,7 @@ from .charts import STYLE, bars, confusion_table, line_chart
 from .counting import places
 from .panoptic_quality import Segments
 from .statistics import DatasetStatistics, Example
-from .tables import averages, other_metrics, part_of_classes, per_class_rows, write_per_class
+from .tables import averages, other_metrics, part_of_classes, per_class_rows, without_nan, write_per_class
 
 # For an image id: its name, the photo (RGB) or None, the true picture of ids and its segments.
 LoadTruth = Callable[[Any], tuple[str, np.ndarray | None, np.ndarray, Segments]]
@@ -54,7 +54,7 @@ def write_reports(
         "per_class": per_class_rows(classes, statistics, results),
         "results": results or {},
     }
-    write_json(output_dir / "metrics.json", metrics, indent=2)
+    write_json(output_dir / "metrics.json", without_nan(metrics), indent=2)
     write_per_class(output_dir / "per_class.csv", classes, statistics, results)
     page = _page(title, classes, statistics, rules, load_truth, results)
     with atomic_write(output_dir / "report.html", "w") as file:

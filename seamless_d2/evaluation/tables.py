@@ -104,3 +104,10 @@ def other_metrics(statistics: DatasetStatistics, results: dict[str, Any] | None)
         (label, results[task]["AP"]) for label, task in (("box AP", "bbox"), ("mask AP", "segm")) if task in results
     ]
     return [(label, value) for label, value in known if not math.isnan(value)]
+
+
+def without_nan(results: Any) -> Any:
+    """The same nested dicts with None for NaN, which json does not have."""
+    if isinstance(results, dict):
+        return {key: without_nan(value) for key, value in results.items()}
+    return None if isinstance(results, float) and math.isnan(results) else results

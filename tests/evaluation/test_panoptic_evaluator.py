@@ -111,6 +111,10 @@ for seed, record in enumerate(DatasetCatalog.get("d")):
 result = evaluator.evaluate()
 assert (result is None) == (rank == 1)
 if rank == 0:
+    kept = evaluator.statistics
+    result["panoptic_seg"]["images"] = kept.images
+    result["panoptic_seg"]["confusion"] = kept.confusion.ravel().tolist()
+    result["panoptic_seg"]["worst"] = [example.image_id for example in kept.worst]
     (root / "result.json").write_text(json.dumps(result["panoptic_seg"]))
 dist.barrier()
 dist.destroy_process_group()
@@ -120,10 +124,15 @@ dist.destroy_process_group()
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     name = unique_name()
     register_panoptic(name, **write_dataset(tmp_path / "d", images(5)))
-    alone = run(PanopticEvaluator(name), name)
+    evaluator = PanopticEvaluator(name)
+    alone = run(evaluator, name)
     environment = {**os.environ, "PYTHONPATH": str(request.config.rootpath)}
     command = [sys.executable, "-W", "ignore", "-c", WORKER]
     workers = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     together = json.loads((tmp_path / "result.json").read_text())
+    kept = evaluator.statistics
+    assert together.pop("images") == kept.images == 5
+    assert together.pop("confusion") == kept.confusion.ravel().tolist()
+    assert together.pop("worst") == [example.image_id for example in kept.worst]
     assert together == pytest.approx(alone, abs=1e-9)

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from panopticapi.evaluation import pq_compute
+from panopticapi.evaluation import pq_compute, pq_compute_single_core
 from PIL import Image
 
 from seamless_d2.data.images import ids_to_rgb
 from seamless_d2.data.prepare.writer import measure_segments
 from seamless_d2.errors import UserError
-from seamless_d2.evaluation.from_files import evaluate_files
+from seamless_d2.evaluation import with_hotcoco
+from seamless_d2.evaluation.from_files import evaluate_files, read_pairs
 from seamless_d2.evaluation.panoptic_quality import PanopticStatistics, Segments, match_image
 
 from ..reference import ASSETS, SHARED
@@ -74,17 +75,42 @@ def test_random_maps_equal_panopticapi(tmp_path: Path, seed: int) -> None:
     truth += [one, empty, one]
     prediction += [one, one, empty]
     files = write(tmp_path, "pred", prediction), write(tmp_path, "truth", truth)
-    result, _ = evaluate_files(*files, workers=1)
+    # A prediction of an image that the truth does not have counts for nothing.
+    content = json.loads(files[0].read_text())
+    content["annotations"].append({**content["annotations"][0], "image_id": 999})
+    files[0].write_text(json.dumps(content))
     expected: dict[str, Any] = pq_compute(str(files[1]), str(files[0]))
-    for part in ("All", "Things", "Stuff"):
-        for key in ("pq", "sq", "rq", "n"):
-            assert result[part][key] == pytest.approx(expected[part][key], abs=1e-9)
-    for category, values in expected["per_class"].items():
-        for key in ("pq", "sq", "rq"):
-            assert result["per_class"][category][key] == pytest.approx(values[key], abs=1e-9)
-    assert sum(v["tp"] for v in result["per_class"].values()) > 3
-    # Several processes give the same sums.
-    assert evaluate_files(*files, workers=2)[0] == result
+    pairs = list(zip(json.loads(files[1].read_text())["annotations"], content["annotations"], strict=False))
+    folders = (str(f.with_suffix("")) for f in reversed(files))
+    sums = pq_compute_single_core(0, pairs, *folders, {c["id"]: c for c in CATEGORIES})
+    ways: dict[str, dict[str, Any]] = {"threads": {"workers": 2}, "one": {"workers": 1}}
+    if with_hotcoco.PanopticEval is not None:
+        ways["hotcoco"] = {}
+        assert with_hotcoco.quality_by_hotcoco(read_pairs(*files)) is not None
+    for options in ways.values():
+        result, _ = evaluate_files(*files, **options)
+        for part in ("All", "Things", "Stuff"):
+            for key in ("pq", "sq", "rq", "n"):
+                assert result[part][key] == pytest.approx(expected[part][key], abs=1e-9)
+        for category, values in expected["per_class"].items():
+            found = result["per_class"][category]
+            for key in ("pq", "sq", "rq"):
+                assert found[key] == pytest.approx(values[key], abs=1e-9)
+            for key in ("tp", "fp", "fn", "iou"):
+                assert found[key] == pytest.approx(getattr(sums[category], key), abs=1e-9)
+        assert sum(v["tp"] for v in result["per_class"].values()) > 3
+
+
+def test_grey_maps_hold_the_ids_themselves(tmp_path: Path) -> None:
+    ids = np.zeros((4, 6), np.int64)
+    ids[:2], ids[2:, 3:] = 7, 200
+    info = [{"id": 7, "category_id": 2, "iscrowd": 0}, {"id": 200, "category_id": 5, "iscrowd": 0}]
+    image = ids, measure_segments(ids, info)
+    files = write(tmp_path, "pred", [image]), write(tmp_path, "truth", [image])
+    for name in ("pred", "truth"):
+        Image.fromarray(ids.astype(np.uint8)).save(tmp_path / name / "0.png")
+        result, _ = evaluate_files(*files)
+        assert result["All"] == {"pq": 1, "sq": 1, "rq": 1, "n": 2}
 
 
 PUBLISHED = {
@@ -141,15 +167,38 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     good = np.ones((2, 2), np.int64), [{"id": 1, "category_id": 2, "iscrowd": 0, "area": 4}]
     truth = write(tmp_path, "truth", [good])
     for name, image, words in (
+        ("twice", (good[0], [*good[1], {"id": 1, "category_id": 5}]), "0.png lists a segment id twice"),
+        ("keyless", (good[0], [{"id": 1}]), "0.png has a segment without 'category_id'"),
         ("id", (np.full((2, 2), 5), good[1]), "0.png: the predicted map holds an id"),
         ("none", (good[0], [*good[1], {"id": 8, "category_id": 2}]), "segment 8 has no pixel"),
         ("class", (good[0], [{"id": 1, "category_id": 77}]), "category 77"),
         ("size", (np.ones((3, 2), np.int64), good[1]), "2 x 3 pixels and the truth 2 x 2"),
     ):
         with pytest.raises(UserError, match=words):
-            evaluate_files(write(tmp_path, name, [image]), truth, workers=1)
+            evaluate_files(write(tmp_path, name, [image]), truth)
     (tmp_path / "few.json").write_text(json.dumps({"annotations": []}))
     with pytest.raises(UserError, match="no prediction for image 0"):
         evaluate_files(tmp_path / "few.json", truth)
     with pytest.raises(UserError, match="nothing.json"):
         evaluate_files(tmp_path / "nothing.json", truth)
+    (tmp_path / "list.json").write_text(json.dumps([1]))
+    (tmp_path / "bare.json").write_text(json.dumps({"annotations": [{"image_id": 0}]}))
+    (tmp_path / "all.json").write_text((tmp_path / "truth.json").read_text())
+    for name, words in (
+        ("list", "list.json has no annotations"),
+        ("bare", "bare.json has an annotation without 'file_name'"),
+        ("all", "folder .*all with the PNGs of .* does not exist; name it with --pred-dir"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate_files(tmp_path / f"{name}.json", truth)
+    prediction = write(tmp_path, "damaged", [good])
+    file = tmp_path / "damaged" / "0.png"
+    file.write_bytes(file.read_bytes()[:45])
+    with pytest.raises(UserError, match="0.png cannot be read"):
+        evaluate_files(prediction, truth)
+    file.unlink()
+    with pytest.raises(UserError, match="0.png does not exist"):
+        evaluate_files(prediction, truth)
+    void = write(tmp_path, "void", [(good[0] * 0, [{"id": 0, "category_id": 2, "iscrowd": 0, "area": 4}])])
+    with pytest.raises(UserError, match="id 0, which means void"):
+        evaluate_files(truth, void)

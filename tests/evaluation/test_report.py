@@ -1,0 +1,103 @@
+"""The report: complete in itself, right in its numbers, whatever the data."""
+
+import csv
+import html.parser
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seamless_d2.data.metadata import Classes
+from seamless_d2.evaluation.panoptic_quality import match_image
+from seamless_d2.evaluation.report import write_reports
+from seamless_d2.evaluation.statistics import DatasetStatistics
+from seamless_d2.evaluation.tables import format_tables
+
+from .test_statistics import random_image, segments
+
+VOID_TAGS = {"meta", "img", "line", "polyline", "circle"}
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that are opened and closed in order, and what is loaded from where."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        attributes = dict(attrs)
+        assert "href" not in attributes and tag not in ("script", "link", "iframe")
+        if tag == "img":
+            self.images.append(attributes["src"])
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        assert tag in VOID_TAGS
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def make_classes(number: int) -> Classes:
+    names = ["<road> & sky", *(f"class {i}" for i in range(1, number))]
+    return Classes(names, [(i * 3 % 256, 90, 200) for i in range(number)], list(range(5, 5 + number)), 2)
+
+
+def write(root: Path, number: int, images: list, photos: bool, **options) -> tuple[Page, str]:
+    statistics = DatasetStatistics(number)
+    truths = {}
+    for k, (truth_ids, truth, ids, predicted) in enumerate(images):
+        statistics.add(match_image(truth_ids, truth, ids, predicted), k, ids)
+        picture = np.stack([truth_ids % 256, truth_ids // 256 % 256, truth_ids // 65536], axis=-1).astype(np.uint8)
+        photo = np.full((2 * picture.shape[0], 2 * picture.shape[1], 3), 99, np.uint8) if photos else None
+        truths[k] = f"image <{k}>.jpg", photo, picture, truth
+    write_reports(root, "A <test>", make_classes(number), statistics, "panopticapi", truths.__getitem__, **options)
+    text = (root / "report.html").read_text()
+    assert "http" not in text and "url(" not in text and "@import" not in text
+    return Page(text), text
+
+
+@pytest.mark.parametrize(("number", "photos"), [(4, True), (65, False)])
+def test_page_is_complete_in_itself(tmp_path: Path, number: int, photos: bool) -> None:
+    random = np.random.RandomState(0)
+    page, text = write(tmp_path, number, [random_image(random) for _ in range(6)], photos)
+    assert len(page.images) == 16 and all(src.startswith("data:image/jpeg;base64,") for src in page.images)
+    assert "&lt;road&gt; &amp; sky" in text and "image &lt;3&gt;.jpg" in text and "<road>" not in text
+    assert "<polyline" in text and "Highest PQ of things" in text
+    # metrics.json is strict json and says the same as per_class.csv.
+    metrics = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    with open(tmp_path / "per_class.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(metrics["per_class"]) == number and metrics["images"] == 6
+    for row, values in zip(rows, metrics["per_class"], strict=True):
+        assert float(row["pq"]) == values["pq"] and int(row["tp"]) == values["tp"] and row["box_ap"] == ""
+    assert f"<b>{100 * metrics['All']['pq']:.1f}</b><span>PQ</span>" in text
+
+
+def test_results_of_the_heads_are_shown(tmp_path: Path) -> None:
+    results = {
+        "segm": {"AP": 12.5, "AP-class 2": 25.0, "AP-class 3": float("nan")},
+        "bbox": {"AP": 13.5, "AP-class 2": 27.0, "AP-class 3": -1.0},
+        "sem_seg": {"mIoU": 44.25, "IoU-<road> & sky": 61.0, "IoU-class 1": float("nan")},
+    }
+    images = [random_image(np.random.RandomState(0))]
+    _, text = write(tmp_path, 4, images, False, results=results)
+    assert "<b>12.5</b><span>mask AP</span>" in text and "<b>44.2</b><span>mIoU</span>" in text
+    per_class = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)["per_class"]
+    assert per_class[2]["mask_ap"] == 0.25 and per_class[3]["mask_ap"] is None and per_class[3]["box_ap"] is None
+    assert per_class[0]["semantic_iou"] == 0.61 and per_class[1]["semantic_iou"] is None
+    statistics = DatasetStatistics(4)
+    table = format_tables(make_classes(4), statistics, "panopticapi", results)
+    assert "mIoU 44.25" in table and "box AP 13.50" in table
+
+
+def test_nothing_to_show(tmp_path: Path) -> None:
+    nothing = np.zeros((3, 5), np.int64)
+    page, text = write(tmp_path, 3, [(nothing, segments(), nothing, segments())], False)
+    assert not page.images and "no scores" in text

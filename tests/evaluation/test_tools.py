@@ -1,0 +1,138 @@
+"""The command lines of tools/evaluate_predictions.py and tools/tune_thresholds.py."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+
+from seamless_d2.config import load_config
+from seamless_d2.data.mapper import SeamlessMapper
+from seamless_d2.data.toy_streets import write_toy_streets
+from seamless_d2.evaluation import build_evaluators
+
+from ..data.panoptic_files import scene, write_dataset
+from ..data.test_register import unique_name
+
+
+@pytest.fixture
+def tool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs a tool in this process; returns its exit code or message, and what it printed."""
+
+    def run(name: str, *arguments: object) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(request.config.rootpath / "tools" / name), run_name="__main__")
+        except SystemExit as error:
+            code = error.code
+        captured = capsys.readouterr()
+        return code, captured.out + (captured.err if code == 2 else "")
+
+    return run
+
+
+def test_evaluate_predictions(tmp_path: Path, tool) -> None:
+    ids, segments = scene()
+    files = write_dataset(tmp_path, {"a": (ids, segments), "b": (ids, segments)})
+    truth = files["panoptic_json"]
+    pair = (truth, truth, "--pred-dir", files["panoptic_dir"], "--truth-dir", files["panoptic_dir"])
+    code, text = tool("evaluate_predictions.py", *pair, "--json", tmp_path / "a.json")
+    assert code == 0 and "road" in text and "Things" in text
+    code, text = tool(
+        *("evaluate_predictions.py", *pair, "--json", tmp_path / "b.json"),
+        *("--output", tmp_path / "report", "--images", files["image_dir"]),
+    )
+    assert code == 0 and "report.html" in text and "mIoU of the map 100.00" in text
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["metrics.json", "per_class.csv", "report.html"]
+    results = [json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab"]
+    assert results[0] == results[1] and set(results[0]) == {"All", "Things", "Stuff", "per_class"}
+    # The crowd of persons is predicted as a segment, which the crowd excuses.
+    assert results[0]["All"] == {"pq": 1, "sq": 1, "rq": 1, "n": 3}
+    assert results[0]["per_class"]["7"] == {"pq": 1, "sq": 1, "rq": 1, "tp": 4, "fp": 0, "fn": 0, "iou": 4}
+    for options, words in (
+        (("--images", tmp_path), "add --output"),
+        (("--workers", "0"), "at least 1"),
+        (("--rules", "mine"), "invalid choice"),
+    ):
+        code, text = tool("evaluate_predictions.py", *pair, *options)
+        assert code == 2 and words in text
+    code, _ = tool("evaluate_predictions.py", *pair, "--output", tmp_path / "r", "--images", tmp_path / "no")
+    assert code.startswith("error: ") and "no of the photos does not exist" in code and "\n" not in code
+    code, _ = tool("evaluate_predictions.py", tmp_path / "no.json", truth)
+    assert code.startswith("error: ") and "no.json does not exist" in code
+    files["image_dir"].joinpath("a.png").unlink()
+    code, _ = tool("evaluate_predictions.py", *pair, "--output", tmp_path / "r", "--images", files["image_dir"])
+    assert code.startswith("error: ") and "a.png does not exist" in code and not (tmp_path / "r/report.html").exists()
+
+
+@pytest.fixture
+def toy_config(tmp_path: Path, toy_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """config.yaml and weights.pth of the tiny model, untrained, whose thresholds let something through."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    write_toy_streets(tmp_path / "toy", num_train=1, num_val=4, height=64, width=96, workers=1, progress=False)
+    name = unique_name()
+    cfg = toy_cfg.clone()
+    cfg.DATASETS.PANOPTIC = [[name, "toy/val", "toy/panoptic_val", "toy/panoptic_val.json"]]
+    cfg.DATASETS.TEST = (name,)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.INPUT.MIN_SIZE_TEST = 80
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
+    combine.INSTANCES_CONFIDENCE_THRESH, combine.OVERLAP_THRESH, combine.STUFF_AREA_LIMIT = 0.25, 0.5, 300
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "weights.pth")
+    return tmp_path / "config.yaml"
+
+
+@pytest.mark.parametrize("keys", [(), ("MODEL.SEAMLESS.FUSE_AT", "output"), ("TEST.EVAL_RESOLUTION", "input")])
+def test_tuned_thresholds_give_what_they_promise(tmp_path: Path, toy_config: Path, tool, keys: tuple) -> None:
+    weights = str(tmp_path / "weights.pth")
+    grid = ("--scores", 0.1, 0.25, 0.3, "--overlaps", 0.3, "--areas", 0, 300, 1500, "--output", tmp_path / "t.yaml")
+    common = ("--config-file", toy_config, "--weights", weights)
+    code, text = tool("tune_thresholds.py", *common, *grid, *keys)
+    assert code == 0 and "4 images, 18 combinations" in text
+    promised = {
+        row.split()[0]: float(row.split()[4]) for row in text.splitlines() if row.startswith(("now ", "found "))
+    }
+    found = yaml.safe_load((tmp_path / "t.yaml").read_text())["MODEL"]["PANOPTIC_FPN"]["COMBINE"]
+    overrides = text.strip().splitlines()[-1].split()
+    assert dict(zip([k.rsplit(".", 1)[-1] for k in overrides[::2]], map(float, overrides[1::2]), strict=True)) == found
+    measured = {}
+    for name, settings in (("now", []), ("found", overrides)):
+        cfg = load_config(toy_config, [*keys, *settings, "MODEL.SEAMLESS.OUTPUTS", "['panoptic_seg']"])
+        cfg.TEST.REPORT = False
+        model, mapper = build_model(cfg).eval(), SeamlessMapper(cfg, False)
+        model.load_state_dict(torch.load(weights, weights_only=True)["model"])
+        evaluator = build_evaluators(cfg, cfg.DATASETS.TEST[0], str(tmp_path / "out"))
+        evaluator.reset()
+        for record in DatasetCatalog.get(cfg.DATASETS.TEST[0]):
+            entry = mapper(record)
+            evaluator.process([entry], model([entry]))
+        measured[name] = evaluator.evaluate()["panoptic_seg"]["PQ"]
+    for name, value in promised.items():
+        assert measured[name] == pytest.approx(value, abs=0.0051)
+    assert promised["found"] >= promised["now"] and promised["found"] > 0
+
+
+def test_mistakes_of_tuning(tmp_path: Path, toy_config: Path, tool) -> None:
+    common = ("--config-file", toy_config, "--weights", tmp_path / "weights.pth")
+    for options, words in (
+        (("--scores", 1.5), "--scores has 1.5; give numbers of 0 to 1"),
+        (("--areas", -1), "--areas has -1"),
+        (("TEST.EVAL_RESOLUTION", "x"), "EVAL_RESOLUTION"),
+        (("MODEL.META_ARCHITECTURE", "PanopticFPN"), "META_ARCHITECTURE"),
+    ):
+        code, _ = tool("tune_thresholds.py", *common, *options)
+        assert str(code).startswith("error: ") and words in code and "\n" not in code
+    assert tool("tune_thresholds.py", *common, "--max-images", 0)[0] == 2
+    code, _ = tool("tune_thresholds.py", "--config-file", toy_config, "--weights", "none.pth")
+    assert code.startswith("error: ") and "none.pth" in code
