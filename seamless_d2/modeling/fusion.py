@@ -2,38 +2,14 @@
 
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
+from .paste import Pasted, paste_all, paste_mask
+
 SegmentInfo = dict[str, Any]
-
-
-def _axis_weights(low: Tensor, high: Tensor, first: int, last: int, size: int) -> Tensor:
-    """(last - first, size) bilinear weights of ``size`` mask cells spanning low..high, at pixel centres first..last-1.
-
-    Beyond the outermost cell centres the mask fades to zero, as with zero padding.
-    """
-    pixels = torch.arange(first, last, dtype=torch.float32, device=low.device) + 0.5
-    index = (pixels - low) * (size / (high - low)) - 0.5
-    cells = torch.arange(size, dtype=torch.float32, device=low.device)
-    return (1 - (index[:, None] - cells[None, :]).abs()).clamp_(min=0)
-
-
-def paste_mask(mask: Tensor, box: Tensor, window: tuple[int, int, int, int]) -> Tensor:
-    """Foreground pixels of one mask inside a window of the image.
-
-    Args:
-        mask: (h, w) float probabilities over the box.
-        box: (4,) float x0, y0, x1, y1 in pixels, of positive area.
-        window: x0, y0, x1, y1, integers; pixels outside the box are never foreground.
-
-    Returns:
-        (y1 - y0, x1 - x0) bool: bilinear probability strictly above one half at the pixel's centre.
-    """
-    x0, y0, x1, y1 = window
-    rows = _axis_weights(box[1], box[3], y0, y1, mask.shape[0])
-    columns = _axis_weights(box[0], box[2], x0, x1, mask.shape[1])
-    return rows @ mask @ columns.T > 0.5
 
 
 def fuse_panoptic(
@@ -70,50 +46,151 @@ def fuse_panoptic(
         segments_info: one dict per segment in the order of the ids 1..K: ``id``, ``isthing``, ``category_id`` (things
         0..T-1, stuff 0..S-1), ``area`` in pixels, and for things ``score`` and ``instance_id`` (row of the input).
     """
-    height, width = sem_seg.shape
-    panoptic_seg = torch.zeros((height, width), dtype=torch.int32, device=sem_seg.device)
-    segments_info: list[SegmentInfo] = []
     boxes = boxes.float()
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[scores[order] > score_thresh]
     # One transfer to the host for all instances; the masks stay where they are.
-    host_boxes, host_scores, host_classes = boxes[order].tolist(), scores[order].tolist(), classes[order].tolist()
-    for instance, (bx0, by0, bx1, by1), score, category in zip(
-        order.tolist(), host_boxes, host_scores, host_classes, strict=True
-    ):
-        # Pixels whose centre can lie in the box.
-        x0, y0 = max(int(bx0), 0), max(int(by0), 0)
-        x1, y1 = min(int(bx1) + 1, width), min(int(by1) + 1, height)
-        if x0 >= x1 or y0 >= y1 or not (bx0 < bx1 and by0 < by1):
-            continue
-        mask = paste_mask(mask_logits[instance].float().sigmoid(), boxes[instance], (x0, y0, x1, y1))
-        window = panoptic_seg[y0:y1, x0:x1]
-        free = mask & (window == 0)
-        area, free_area = int(mask.sum()), int(free.sum())
-        if free_area == 0 or (area - free_area) / area > overlap_thresh:
-            continue
-        segment = len(segments_info) + 1
-        window.masked_fill_(free, segment)
-        segments_info.append(
-            {
-                "id": segment,
-                "isthing": True,
-                "category_id": category,
-                "area": free_area,
-                "score": score,
-                "instance_id": instance,
-            }
-        )
-    # Thing labels and pixels of instances share a bin after the stuff classes; its segment is 0.
-    labels = torch.where(panoptic_seg == 0, sem_seg.clamp(max=num_stuff), num_stuff)
-    areas = torch.bincount(labels.flatten(), minlength=num_stuff + 1).tolist()
-    segment_of_label = [0] * (num_stuff + 1)
-    for category, area in enumerate(areas[:num_stuff]):
+    host = [t[order].tolist() for t in (boxes, scores, classes)]
+    masks = mask_logits[order].detach().float().sigmoid()
+    if sem_seg.is_cuda:
+        panoptic_seg, areas = _claim_in_rounds(sem_seg.shape, masks, boxes[order], host[0], overlap_thresh)
+    else:
+        panoptic_seg, areas = _claim_in_turn(sem_seg.shape, masks, host[0], overlap_thresh)
+    segments_info: list[SegmentInfo] = []
+    for instance, score, category, area in zip(order.tolist(), *host[1:], areas, strict=True):
+        if area:
+            segments_info.append(
+                {
+                    "id": len(segments_info) + 1,
+                    "isthing": True,
+                    "category_id": category,
+                    "area": area,
+                    "score": score,
+                    "instance_id": instance,
+                }
+            )
+    add_stuff = _add_stuff if sem_seg.is_cuda or num_stuff > _MAX_BYTE else _add_stuff_on_cpu
+    return add_stuff(panoptic_seg, segments_info, sem_seg, num_stuff, stuff_area_thresh), segments_info
+
+
+# Labels in a byte: the last value is for what is no stuff.
+_MAX_BYTE = 255
+
+
+def _window(box: list[float], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """x0, y0, x1, y1 of the pixels whose centre can lie in a box; None where there are none."""
+    bx0, by0, bx1, by1 = box
+    x0, y0 = max(int(bx0), 0), max(int(by0), 0)
+    x1, y1 = min(int(bx1) + 1, size[1]), min(int(by1) + 1, size[0])
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 and bx0 < bx1 and by0 < by1 else None
+
+
+def _claim_in_turn(
+    size: tuple[int, int], masks: Tensor, boxes: list[list[float]], overlap_thresh: float
+) -> tuple[Tensor, list[int]]:
+    """Instances one after the other, each inside its box only. NumPy: a fifth of the cost per call of small tensors.
+
+    Returns:
+        (H, W) int32 map of ids 1..K in the order of those kept, and the pixels of every instance (0 = dropped).
+    """
+    panoptic_seg = np.zeros(size, np.int32)
+    held = np.zeros(size, bool)
+    areas, kept = [], 0
+    for mask, box in zip(masks.numpy(), boxes, strict=True):
+        free_area = 0
+        if (window := _window(box, size)) is not None:
+            x0, y0, x1, y1 = window
+            foreground = paste_mask(mask, box, window)
+            held_here = held[y0:y1, x0:x1]
+            free = np.greater(foreground, held_here)
+            area, free_area = int(np.count_nonzero(foreground)), int(np.count_nonzero(free))
+            if free_area == 0 or (area - free_area) / area > overlap_thresh:
+                free_area = 0
+            else:
+                kept += 1
+                np.copyto(panoptic_seg[y0:y1, x0:x1], np.int32(kept), where=free)
+                np.logical_or(held_here, free, out=held_here)
+        areas.append(free_area)
+    return torch.from_numpy(panoptic_seg), areas
+
+
+def _claim_in_rounds(
+    size: tuple[int, int], masks: Tensor, device_boxes: Tensor, boxes: list[list[float]], overlap_thresh: float
+) -> tuple[Tensor, list[int]]:
+    """The same for all instances at once, without waiting for the device after each of them.
+
+    Whether an instance is kept depends only on better ones. Start with all kept; in every round each pixel goes to the
+    best kept instance that covers it, and every instance is judged anew. What is right for the first k stays right and
+    makes the next one right, so this ends, and ends with what the turns give; a handful of rounds suffices in practice.
+    """
+    windows = [_window(box, size) for box in boxes]
+    device, count = masks.device, len(boxes)
+    pasted: Pasted = paste_all(masks, device_boxes, windows, size[1])
+    area = torch.bincount(pasted.instance, minlength=count)
+    kept = area > 0
+    # One more instance for pixels that nobody holds.
+    holder = torch.empty(size[0] * size[1], dtype=torch.int32, device=device)
+    while True:
+        holder.fill_(count)
+        candidate = torch.where(kept[pasted.instance], pasted.instance, count).int()
+        holder.scatter_reduce_(0, pasted.pixel, candidate, "amin")
+        free = torch.bincount(pasted.instance[holder[pasted.pixel] >= pasted.instance], minlength=count)
+        # In float64, as Python divides: an overlap of exactly the threshold must not be rounded above it.
+        judged = (free > 0) & ((area - free).double() / area.clamp(min=1) <= overlap_thresh)
+        done = torch.equal(judged, kept)  # the one wait of a round
+        kept = judged
+        if done:
+            break
+    ids = torch.cat([torch.where(kept, kept.cumsum(0), 0), kept.new_zeros(1, dtype=torch.int64)]).int()
+    return ids[holder.long()].view(size), torch.where(kept, free, 0).tolist()
+
+
+def _name_stuff(areas: list[int], segments_info: list[SegmentInfo], stuff_area_thresh: int) -> list[int]:
+    """Append the stuff segments that are large enough; returns the id of each stuff class, 0 = none."""
+    segment_of_label = [0] * len(areas)
+    for category, area in enumerate(areas):
         if area > 0 and area >= stuff_area_thresh:
             segment_of_label[category] = segment = len(segments_info) + 1
             segments_info.append({"id": segment, "isthing": False, "category_id": category, "area": area})
+    return segment_of_label
+
+
+def _add_stuff(
+    panoptic_seg: Tensor, segments_info: list[SegmentInfo], sem_seg: Tensor, num_stuff: int, stuff_area_thresh: int
+) -> Tensor:
+    """Stuff on the pixels that are left."""
+    # Thing labels and pixels of instances share a bin after the stuff classes; its segment is 0.
+    labels = torch.where(panoptic_seg == 0, sem_seg.long().clamp(max=num_stuff), num_stuff)
+    areas = torch.bincount(labels.flatten(), minlength=num_stuff + 1).tolist()
+    segment_of_label = [*_name_stuff(areas[:num_stuff], segments_info, stuff_area_thresh), 0]
     table = torch.tensor(segment_of_label, dtype=torch.int32, device=sem_seg.device)
-    return panoptic_seg.add_(table[labels]), segments_info
+    return panoptic_seg.add_(table[labels])
+
+
+def _add_stuff_on_cpu(
+    panoptic_seg: Tensor, segments_info: list[SegmentInfo], sem_seg: Tensor, num_stuff: int, stuff_area_thresh: int
+) -> Tensor:
+    """The same in bytes: OpenCV counts and looks them up many times faster than tensors of 8-byte labels."""
+    ids, semantic = panoptic_seg.numpy(), sem_seg.numpy()
+    labels = np.empty(ids.shape, np.uint8)
+    counts = np.zeros(_MAX_BYTE + 1, np.int64)
+    # In bands that stay in the cache; OpenCV's float32 counts are exact up to 2^24.
+    rows = max(1, min(_BAND_PIXELS // max(1, ids.shape[1]), _BAND_PIXELS))
+    for top in range(0, len(ids), rows):
+        band = labels[top : top + rows]
+        np.minimum(semantic[top : top + rows], num_stuff, out=band, casting="unsafe")
+        np.copyto(band, np.uint8(num_stuff), where=ids[top : top + rows] != 0)
+        counts += cv2.calcHist([band], [0], None, [_MAX_BYTE + 1], [0, _MAX_BYTE + 1]).ravel().astype(np.int64)
+    segment_of_label = _name_stuff(counts[:num_stuff].tolist(), segments_info, stuff_area_thresh)
+    table = np.zeros(_MAX_BYTE + 1, np.int32)
+    table[:num_stuff] = segment_of_label
+    for top in range(0, len(ids), rows):
+        band = ids[top : top + rows]
+        band += cv2.LUT(labels[top : top + rows], table)
+    return panoptic_seg
+
+
+_BAND_PIXELS = 1 << 17
 
 
 def resize_panoptic(
