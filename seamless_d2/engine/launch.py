@@ -1,11 +1,13 @@
 """Starting one process or many: by torchrun, by Detectron2's --num-gpus and --num-machines, or just this one."""
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -58,14 +60,40 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
 
 def _one_process(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     try:
-        main(args)
+        with _lost_processes_told():
+            main(args)
     except UserError as error:
+        _let_main_process_tell()
         print(f"error: {error}", file=sys.stderr, flush=True)
         # Not sys.exit: others may wait for this process, and it for them.
         os._exit(1)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _lost_processes_told() -> Iterator[None]:
+    """
+    Raises:
+        UserError: another process is gone, which shows as a broken connection in the middle of an exchange.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        broken = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+        if not isinstance(error, dist.DistBackendError) and not any(words in str(error) for words in broken):
+            raise
+        raise UserError(
+            f"another process of the training ended, see its message ({str(error).splitlines()[0][:120]}); go on with "
+            "--resume"
+        ) from None
+
+
+def _let_main_process_tell() -> None:
+    """Most mistakes are found by all processes: the others are ended before they repeat the main one's sentence."""
+    if not comm.is_main_process():
+        time.sleep(3)
 
 
 def _forward_to_children(name: str) -> None:
@@ -82,11 +110,19 @@ def _under_torchrun(main: Callable[[argparse.Namespace], Any], args: argparse.Na
             raise UserError(f"torchrun started {local_size} processes, but there are {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(local_rank)
     # torchrun starts all anew after a failure; those go on from the last checkpoint.
-    args.resume = args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    args.resume = args.resume or restarts > 0
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    # torchrun's store outlives a restart: without a prefix gloo would call the processes that are gone.
+    store = dist.PrefixStore(f"start_{restarts}", store)
+    dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     comm.create_local_process_group(local_size)
     comm.synchronize()
     try:
-        return main(args)
+        with _lost_processes_told():
+            return main(args)
+    except UserError:
+        _let_main_process_tell()
+        raise
     finally:
         dist.destroy_process_group()
