@@ -85,6 +85,8 @@ def _read_annotations(path: Path, what: str) -> dict[str, Any]:
         missing = [key for key in keys if not isinstance(annotation, dict) or key not in annotation]
         if missing:
             raise UserError(f"{path} has an annotation without {missing[0]!r}; it is not a COCO-panoptic json")
+        if not isinstance(annotation["segments_info"], list):
+            raise UserError(f"{path}: segments_info of image {annotation['image_id']} is no list; mend the json")
     return content
 
 
@@ -237,6 +239,8 @@ def report_files(
         raise UserError(f"folder {image_dir} of the photos does not exist; check --images")
     files = read_pairs(prediction_json, truth_json, prediction_dir, truth_dir)
     files.check_segments()
+    # What cannot be made should fail now and not after the work.
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
     statistics = accumulate(files, rules=rules, workers=workers)
     truths = {truth["image_id"]: truth for truth, _ in files.pairs}
 

@@ -99,12 +99,12 @@ class Segments:
         """From ``segments_info`` with the data set's category ids.
 
         Raises:
-            UserError: an unknown category; ``source`` names the image.
+            UserError: an unknown category, an id twice, or a value of the wrong kind; ``source`` names the image.
         """
         for segment in segments_info:
-            missing = [key for key in ("id", "category_id") if key not in segment]
-            if missing:
-                raise UserError(f"{source} has a segment without {missing[0]!r}; mend the json")
+            for key in ("id", "category_id"):
+                if not isinstance(segment, dict) or not isinstance(segment.get(key), int):
+                    raise UserError(f"{source} has a segment without a whole number for {key!r}; mend the json")
             if segment["category_id"] not in class_of_id:
                 raise UserError(f"{source} has a segment of category {segment['category_id']}, which the truth lacks")
         ids = np.array([s["id"] for s in segments_info], np.int64)
@@ -116,9 +116,17 @@ class Segments:
             ids,
             np.array([class_of_id[s["category_id"]] for s in segments_info], np.int64),
             np.array([bool(s.get("iscrowd", 0)) for s in segments_info], bool),
-            None if any(a is None for a in areas) else np.array(areas, np.int64),
-            None if all(s is None for s in scores) else np.array(scores, np.float64),
+            None if any(a is None for a in areas) else _numbers(areas, "area", source).astype(np.int64),
+            None if all(s is None for s in scores) else _numbers(scores, "score", source),
         )
+
+
+def _numbers(values: list[Any], key: str, source: str) -> np.ndarray:
+    """(n,) float64; None becomes NaN."""
+    try:
+        return np.array([np.nan if value is None else float(value) for value in values], np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{source} has a segment whose {key!r} is no number; mend the json") from None
 
 
 @dataclass

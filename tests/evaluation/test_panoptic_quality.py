@@ -168,7 +168,16 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     truth = write(tmp_path, "truth", [good])
     for name, image, words in (
         ("twice", (good[0], [*good[1], {"id": 1, "category_id": 5}]), "0.png lists a segment id twice"),
-        ("keyless", (good[0], [{"id": 1}]), "0.png has a segment without 'category_id'"),
+        ("keyless", (good[0], [{"id": 1}]), "0.png has a segment without a whole number for 'category_id'"),
+        ("text", (good[0], ["x"]), "0.png has a segment without a whole number for 'id'"),
+        ("words", (good[0], [{"id": "x", "category_id": 2}]), "0.png has a segment without a whole number for 'id'"),
+        (
+            "area",
+            (good[0], [{"id": 1, "category_id": 2, "area": "x"}]),
+            "0.png has a segment whose 'area' is no number",
+        ),
+        ("score", (good[0], [{"id": 1, "category_id": 2, "score": [1]}]), "whose 'score' is no number"),
+        ("seven", (good[0], 7), "segments_info of image 0 is no list"),
         ("id", (np.full((2, 2), 5), good[1]), "0.png: the predicted map holds an id"),
         ("none", (good[0], [*good[1], {"id": 8, "category_id": 2}]), "segment 8 has no pixel"),
         ("class", (good[0], [{"id": 1, "category_id": 77}]), "category 77"),
