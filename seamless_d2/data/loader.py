@@ -233,7 +233,7 @@ class TrainLoader:
     def _count(self, fault: str, consequence: str) -> None:
         self.faults += 1
         if self.on_fault == "stop":
-            raise UserError(fault if "DATALOADER." in fault else f"{fault} (or set DATALOADER.ON_FAULT to skip)")
+            raise UserError(f"{fault} (or set DATALOADER.ON_FAULT to skip)")
         if self.faults > self.max_faults:
             raise UserError(f"{fault}; this is fault {self.faults} of the data, more than DATALOADER.MAX_FAULTS allows")
         logging.getLogger(__name__).warning(f"{fault}; {consequence} (fault {self.faults} of {self.max_faults})")
