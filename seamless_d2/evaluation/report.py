@@ -172,7 +172,7 @@ def _example_section(heading: str, examples: list[Example], classes: Classes, lo
         images = []
         for ids, segments in ((example.ids, example.segments), (truth_ids, truth)):
             labels, info = _for_drawing(ids, segments, classes)
-            picture = draw_overlay(photo, labels, info, classes, alpha=alpha, min_side=1)
+            picture = draw_overlay(photo, labels, info, classes, alpha=alpha, min_side=240)
             images.append(f'<img src="data:image/jpeg;base64,{_jpeg(picture)}" alt="">')
         parts.append(
             f'<div class="example"><h3>{escape(name)} <span class="soft">PQ {100 * example.quality:.1f}</span></h3>'
