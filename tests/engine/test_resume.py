@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -156,76 +157,78 @@ def test_another_seed_gives_other_weights(tmp_path: Path, start, calm: dict) -> 
         assert_same(final(tmp_path / "out")["model"], calm["model"])
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_preemption_writes_a_checkpoint_and_ends_cleanly(tmp_path: Path, start, calm: dict, name: str) -> None:
-    send = lambda: os.kill(os.getpid(), signal.Signals[name])  # noqa: E731
+def test_preemption_writes_a_checkpoint_and_ends_cleanly(tmp_path: Path, start, calm: dict) -> None:
+    def send(name: str) -> Callable[[], None]:
+        return lambda: os.kill(os.getpid(), signal.Signals[name])
+
     # In the third step, after which no checkpoint is due.
-    assert start(tmp_path / "out", before=at(SeamlessTrainer, "run_step", 3, send)) == 0
+    assert start(tmp_path / "out", before=at(SeamlessTrainer, "run_step", 3, send("SIGUSR1"))) == 0
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000002.pth"
-    assert not (tmp_path / "out" / "model_final.pth").exists()
-    assert f"stopped by {name}" in (tmp_path / "out" / "log.txt").read_text()
+    assert "stopped by SIGUSR1" in (tmp_path / "out" / "log.txt").read_text()
+    # In the evaluation after the fourth step, which is left at once and done again.
+    assert start(tmp_path / "out", before=at(SeamlessTrainer, "test", 1, send("SIGTERM"))) == 0
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert not list((tmp_path / "out").glob("evaluations.json")) + list((tmp_path / "out").glob("model_[bf]*.pth"))
     assert start(tmp_path / "out") == 0
     assert_same(final(tmp_path / "out"), calm)
+    assert list(json.loads((tmp_path / "out" / "evaluations.json").read_text())) == ["4", "7"]
 
 
-def test_preemption_in_an_evaluation(tmp_path: Path, start) -> None:
-    send = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-    assert start(tmp_path, before=at(SeamlessTrainer, "test", 1, send)) == 0
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
-    assert not (tmp_path / "evaluations.json").exists()
-    assert start(tmp_path) == 0
-    assert list(json.loads((tmp_path / "evaluations.json").read_text())) == ["4", "7"]
-
-
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, start, arguments, calm: dict) -> None:
+@pytest.fixture
+def unfinished(tmp_path: Path, calm: dict, calm_folder: Path) -> Path:
+    """The folder of the same training, killed after its sixth step."""
     folder = tmp_path / "out"
-    assert start(folder, before=at(SeamlessTrainer, "run_step", 7)) == -signal.SIGKILL
-    numbered = sorted(folder.glob("model_0*.pth"))
+    shutil.copytree(calm_folder, folder)
+    for file in folder.glob("model_final*.pth"):
+        file.unlink()
+    (folder / "last_checkpoint").write_text("model_0000005.pth")
+    return folder
+
+
+def test_a_damaged_checkpoint_is_passed_over(unfinished: Path, start, arguments, calm: dict) -> None:
+    numbered = sorted(unfinished.glob("model_0*.pth"))
     assert [f.name for f in numbered] == ["model_0000001.pth", "model_0000003.pth", "model_0000005.pth"]
     os.truncate(numbered[-1], numbered[-1].stat().st_size // 2)
     content = bytearray(numbered[-2].read_bytes())
     content[len(content) // 2] ^= 1  # one bit
     numbered[-2].write_bytes(content)
-    assert start(folder) == 0
-    log = (folder / "log.txt").read_text()
+    assert start(unfinished) == 0
+    log = (unfinished / "log.txt").read_text()
     for file, earlier in ((numbered[2], numbered[1]), (numbered[1], numbered[0])):
         assert f"checkpoint {file} cannot be read" in log and f"Going on from an earlier one: {earlier}" in log
     assert "wrong checksum" in log
-    assert_same(final(folder), calm)
-    for file in folder.glob("model_*.pth"):
+    assert_same(final(unfinished), calm)
+    for file in unfinished.glob("model_*.pth"):
         file.write_bytes(b"")
     with pytest.raises(UserError, match=r"model_0000001.pth cannot be read .* damaged"):
-        run(arguments(*OPTS, "OUTPUT_DIR", str(folder), flags=("--resume",)))
+        run(arguments(*OPTS, "OUTPUT_DIR", str(unfinished), flags=("--resume",)))
 
 
-def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, start, calm: dict) -> None:
+def test_a_full_disk_is_told_and_loses_nothing(unfinished: Path, start) -> None:
     def fill_disk() -> None:
         # The limit on a file's size acts as a full disk does: a write fails in the middle.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
 
-    folder = tmp_path / "out"
-    assert start(folder, before=at(SeamlessCheckpointer, "save", 2, fill_disk)) == 1
-    log = (folder / "log.txt").read_text()
-    assert f"checkpoint {folder / 'model_0000003.pth'} cannot be written (File too large); the earlier ones" in log
-    assert (folder / "last_checkpoint").read_text() == "model_0000001.pth"
-    assert not list(folder.glob(".*.tmp"))
-    assert start(folder) == 0
-    assert_same(final(folder), calm)
+    before = (unfinished / "model_0000005.pth").read_bytes()
+    assert start(unfinished, before=at(SeamlessCheckpointer, "save", 1, fill_disk)) == 1
+    log = (unfinished / "log.txt").read_text()
+    assert f"checkpoint {unfinished / 'model_final.pth'} cannot be written (File too large); the earlier ones" in log
+    assert (unfinished / "last_checkpoint").read_text() == "model_0000005.pth"
+    assert (unfinished / "model_0000005.pth").read_bytes() == before
+    assert not (unfinished / "model_final.pth").exists() and not list(unfinished.glob(".*.tmp"))
 
 
-def test_old_checkpoints_go_and_a_longer_schedule_goes_on(tmp_path: Path, start, monkeypatch) -> None:
+def test_old_checkpoints_go_and_a_longer_schedule_goes_on(unfinished: Path, start, monkeypatch) -> None:
     monkeypatch.setattr("seamless_d2.engine.trainer.plot_metrics", plot_metrics)
-    keep = ("SOLVER.CHECKPOINTS_TO_KEEP", "2", "TEST.EVAL_PERIOD", "0")
-    assert start(tmp_path, *keep) == 0
-    names = sorted(f.name for f in tmp_path.glob("*.pth"))
-    expected = ["model_0000003.pth", "model_0000005.pth", "model_best.pth", "model_final.pth", "model_final_ema.pth"]
+    assert start(unfinished, "SOLVER.CHECKPOINTS_TO_KEEP", "2", "SOLVER.MAX_ITER", "9") == 0
+    names = sorted(f.name for f in unfinished.glob("*.pth"))
+    expected = ["model_0000005.pth", "model_0000007.pth", "model_best.pth", "model_final.pth", "model_final_ema.pth"]
     assert names == expected
-    ema = torch.load(tmp_path / "model_final_ema.pth", weights_only=True)["model"]
-    assert_same(ema, final(tmp_path)["trainer"]["_trainer"]["ema"]["weights"])
-    assert start(tmp_path, *keep, "SOLVER.MAX_ITER", "9") == 0
-    assert final(tmp_path)["iteration"] == 8
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert final(unfinished)["iteration"] == 8
+    ema = torch.load(unfinished / "model_final_ema.pth", weights_only=True)["model"]
+    assert_same(ema, final(unfinished)["trainer"]["_trainer"]["ema"]["weights"])
+    assert (unfinished / "curves.png").stat().st_size > 10_000
 
 
 def test_records_of_a_killed_run_are_mended(tmp_path: Path) -> None:
