@@ -15,6 +15,7 @@ from ..data.metadata import register_classes
 from ..errors import UserError
 from .fusion import SegmentInfo, fuse_panoptic, resize_panoptic
 from .ground_truth import ensure_segment_masks
+from .upsample import upsampled_labels
 
 OUTPUTS = ("instances", "sem_seg", "panoptic_seg")
 Size = tuple[int, int]
@@ -41,6 +42,10 @@ class NetworkOutput:
         """(1, C, H, W) logits at the image's size."""
         scores = F.interpolate(self.logits.float(), size=self.padded_size, mode="bilinear", align_corners=False)
         return scores[:, :, : self.image_size[0], : self.image_size[1]]
+
+    def labels(self) -> Tensor:
+        """(H, W) semantic labels at the image's size, an integer type."""
+        return upsampled_labels(self.logits, self.padded_size, self.image_size)
 
 
 @META_ARCH_REGISTRY.register()
@@ -147,10 +152,14 @@ class SeamlessPanoptic(PanopticFPN):
         logits, detections = [None] * len(images), [None] * len(images)
         if fuse or "sem_seg" in self.outputs:
             logits = self.sem_seg_head.layers(features).split(1)
+        padded_size = tuple(images.tensor.shape[-2:])
         if fuse or "instances" in self.outputs:
             proposals, _ = self.proposal_generator(images, features, None)
-            detections, _ = self.roi_heads(images, features, proposals, None)
-        padded_size = tuple(images.tensor.shape[-2:])
+            detections = self.roi_heads.detect_boxes(features, proposals, padded_size)
+            if self.outputs == ("panoptic_seg",) and not everything:
+                # The others would not enter the map: they need no masks.
+                detections = [d[d.scores > self.combine_instances_score_thresh] for d in detections]
+            detections = self.roi_heads.forward_with_given_boxes(features, detections, padded_size)
         return [
             NetworkOutput(image_logits, image_detections, padded_size, image_size)
             for image_logits, image_detections, image_size in zip(logits, detections, images.image_sizes, strict=True)
@@ -167,16 +176,20 @@ class SeamlessPanoptic(PanopticFPN):
         """
         result = {}
         detections, image_size = output.detections, output.image_size
-        scores = None if output.logits is None else output.scores()
-        if "panoptic_seg" in self.outputs and self.fuse_at == "input":
-            panoptic = self._fuse(scores[0], detections, detections.pred_boxes.tensor, stuff_area_thresh)
+        fuse = "panoptic_seg" in self.outputs
+        scores = None
+        if "sem_seg" in self.outputs or (fuse and self.fuse_at == "output"):
+            scores = output.scores()
+        if fuse and self.fuse_at == "input":
+            labels = output.labels() if scores is None else scores[0].argmax(dim=0)
+            panoptic = self._fuse(labels, detections, detections.pred_boxes.tensor, stuff_area_thresh)
             result["panoptic_seg"] = resize_panoptic(*panoptic, *size)
-        if scores is not None and ("sem_seg" in self.outputs or self.fuse_at == "output") and size != image_size:
+        if scores is not None and size != image_size:
             scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-        if "panoptic_seg" in self.outputs and self.fuse_at == "output":
+        if fuse and self.fuse_at == "output":
             scale = detections.pred_boxes.tensor.new_tensor([size[1] / image_size[1], size[0] / image_size[0]])
             boxes = detections.pred_boxes.tensor * scale.repeat(2)
-            result["panoptic_seg"] = self._fuse(scores[0], detections, boxes, stuff_area_thresh)
+            result["panoptic_seg"] = self._fuse(scores[0].argmax(dim=0), detections, boxes, stuff_area_thresh)
         if "sem_seg" in self.outputs:
             result["sem_seg"] = scores[0]
         if "instances" in self.outputs:
@@ -187,10 +200,10 @@ class SeamlessPanoptic(PanopticFPN):
         return result
 
     def _fuse(
-        self, scores: Tensor, detections: Instances, boxes: Tensor, stuff_area_thresh: int | None
+        self, labels: Tensor, detections: Instances, boxes: Tensor, stuff_area_thresh: int | None
     ) -> tuple[Tensor, list[SegmentInfo]]:
         return fuse_panoptic(
-            scores.argmax(dim=0),
+            labels,
             boxes,
             detections.pred_classes,
             detections.scores,

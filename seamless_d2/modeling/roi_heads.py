@@ -70,7 +70,7 @@ class SeamlessROIPooler(ROIPooler):
         return output
 
 
-class _NormLinear(nn.Linear):
+class NormLinear(nn.Linear):
     """Fully connected layer without bias, followed by norm + activation."""
 
     def __init__(self, in_features: int, out_features: int, norm: nn.Module) -> None:
@@ -94,7 +94,7 @@ class SeamlessBoxHead(nn.Sequential):
         super().__init__(nn.Flatten())
         in_features = input_shape.channels * input_shape.height * input_shape.width
         for i, fc_dim in enumerate(fc_dims):
-            self.add_module(f"fc{i + 1}", _NormLinear(in_features, fc_dim, norm(fc_dim)))
+            self.add_module(f"fc{i + 1}", NormLinear(in_features, fc_dim, norm(fc_dim)))
             in_features = fc_dim
         self.output_shape = ShapeSpec(channels=in_features)
 
