@@ -142,11 +142,14 @@ class SeamlessCheckpointer(DetectionCheckpointer):
         raise AssertionError("there is at least one candidate")
 
     def _load_content(self, file: str, content: dict[str, Any]) -> dict[str, Any]:
-        self._content = content  # read once: a checkpoint of a large model is several hundred megabytes
+        """Load what has been read already; a checkpoint to go on from must hold every weight."""
+        complete, self.complete, self._content = self.complete, True, content
         try:
             return self.load(file)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
         finally:
-            self._content = None
+            self.complete, self._content = complete, None
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As Detectron2's; an empty ``path`` keeps the initial weights."""

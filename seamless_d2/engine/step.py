@@ -232,16 +232,28 @@ class TrainingStep(SimpleTrainer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Checkpoints without some of the states (of Detectron2, of another config, of another number of processes)
-        are taken as far as they go; the log says what is missing."""
+        are taken as far as they go; the log says what is missing.
+
+        Raises:
+            UserError: the optimiser's groups of parameters are others.
+        """
         logger = logging.getLogger(__name__)
-        super().load_state_dict(state)
+        try:
+            super().load_state_dict(state)
+        except ValueError as error:
+            raise UserError(
+                f"the checkpoint's optimiser does not fit this config ({error}); go on with the config it was trained "
+                "with, or start anew in another OUTPUT_DIR with MODEL.WEIGHTS"
+            ) from None
         self.skipped = state.get("skipped", 0)
         if "data" in state:
             self.data_loader.load_state_dict(state["data"])
         if len(state.get("random", [])) == comm.get_world_size():
             set_random_state(state["random"][comm.get_rank()])
         else:
-            logger.warning("the checkpoint is of another number of processes: the order of the images changes")
+            logger.warning(
+                "the checkpoint has no random states for this number of processes; images come in another order"
+            )
         if self.grad_scaler is not None and "grad_scaler" in state:
             self.grad_scaler.load_state_dict(state["grad_scaler"])
         if self.ema is not None and "ema" in state:

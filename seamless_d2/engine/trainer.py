@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
@@ -211,6 +211,8 @@ class SeamlessTrainer(DefaultTrainer):
                 self.after_train()
         if finished and comm.is_main_process():
             self._write_final_files()
+            if len(self.cfg.TEST.EXPECTED_RESULTS):
+                verify_results(self.cfg, self._last_eval_results)
         return self._last_eval_results
 
     def _write_final_files(self) -> None:

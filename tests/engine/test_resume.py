@@ -231,6 +231,18 @@ def test_old_checkpoints_go_and_a_longer_schedule_goes_on(unfinished: Path, star
     assert (unfinished / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (("MODEL.FPN.OUT_CHANNELS", "8"), "model_0000005.pth: .*does not fit this model"),
+        (("SOLVER.NORM_LR_FACTOR", "0.5", "SOLVER.WEIGHT_DECAY_BIAS", "0.5"), "optimiser does not fit this config"),
+    ],
+)
+def test_a_checkpoint_of_another_config(unfinished: Path, arguments, opts: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        run(arguments(*OPTS, "OUTPUT_DIR", str(unfinished), *opts, flags=("--resume",)))
+
+
 def test_records_of_a_killed_run_are_mended(tmp_path: Path) -> None:
     file = tmp_path / "metrics.json"
     trim_metrics(file, 3)
