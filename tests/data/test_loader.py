@@ -13,7 +13,7 @@ from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import TrainingSampler
 
 from seamless_d2 import get_config
-from seamless_d2.data.loader import BatchPlan, TrainLoader, micro_batch_size, seeded
+from seamless_d2.data.loader import BatchPlan, TrainLoader, micro_batch_size
 from seamless_d2.errors import UserError
 
 WIDE = [True, False, True, True, True, False, True, False, True, True, False, True, True]
@@ -35,19 +35,6 @@ def make(mapper=draw, **settings) -> TrainLoader:
 def take(loader: TrainLoader, count: int) -> list[list[tuple]]:
     keys = ("number", "numpy", "python", "seed")
     return [[tuple(x[k] for k in keys) for x in batch] for batch in itertools.islice(loader, count)]
-
-
-def test_random_numbers_follow_seed_and_sample_and_leave_no_trace() -> None:
-    states = np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()
-    with seeded(5, 7) as first:
-        drawn = np.random.rand(), random.random()
-    with seeded(5, 7) as second:
-        assert drawn == (np.random.rand(), random.random())
-    with seeded(5, 8) as third:
-        assert drawn != (np.random.rand(), random.random())
-    assert first == second != third and 0 <= first < 2**63
-    assert np.array_equal(states[0], np.random.get_state()[1]) and states[1] == random.getstate()
-    assert torch.equal(states[2], torch.get_rng_state())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
