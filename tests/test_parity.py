@@ -25,8 +25,9 @@ from torch import Tensor
 from seamless_d2.checkpoint.seamseg_names import NormMode, our_layer, to_ours
 from seamless_d2.modeling import SeamlessPanoptic, SeamlessSemSegHead, fuse_panoptic
 from seamless_d2.modeling.ground_truth import SegmentMasks
+from seamless_d2.modeling.loss import hard_pixel_loss
 from seamless_d2.modeling.norm import Activation, make_norm_act
-from seamless_d2.modeling.semantic_head import hard_pixel_loss, sliding_mean
+from seamless_d2.modeling.semantic_head import sliding_mean
 
 from .reference import (
     ASSETS,
@@ -301,7 +302,7 @@ def test_semantic_loss(case: int, differences: Differences) -> None:
     logits = [torch.from_numpy(numbers[f"{case}_logits{i}"]).requires_grad_() for i in range(count)]
     labels = [torch.from_numpy(numbers[f"{case}_labels{i}"].astype(np.int64)) for i in range(count)]
     for key, fraction in (("0.25", 0.25), ("1.0", 1.0), ("None", 1.0)):
-        losses = [hard_pixel_loss(x, y, 255, fraction) for x, y in zip(logits, labels, strict=True)]
+        losses = [hard_pixel_loss(x[None], y, y.shape, 255, fraction) for x, y in zip(logits, labels, strict=True)]
         loss = torch.stack(losses).mean()
         gradients = torch.autograd.grad(loss, logits)
         expected = float(numbers[f"{case}_loss_{key}"])

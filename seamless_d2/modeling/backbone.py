@@ -1,5 +1,9 @@
 """ResNet with leaky-ReLU normalised blocks, and the feature pyramid of the paper (section 4.1)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec
@@ -7,6 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from .norm import Activation, NormFactory, init_xavier, norm_act_from_config
@@ -27,6 +32,21 @@ class SeamlessStem(BasicStem):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 64, ceil(H/4), ceil(W/4))."""
         return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+
+
+@contextmanager
+def keep_statistics(module: nn.Module) -> Iterator[None]:
+    """Within the block, batch normalisation does not move its running statistics."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
 
 
 class _NormAddsShortcut:
@@ -56,6 +76,27 @@ class SeamlessBottleneckBlock(_NormAddsShortcut, BottleneckBlock):
 
 class SeamlessResNet(ResNet):
     """ResNet whose frozen stages get no gradient but keep updating their running statistics, as the original's do."""
+
+    #: names of the stages that keep only their input for the backward pass
+    checkpoint_stages: tuple[str, ...] = ()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """As Detectron2's."""
+        outputs = {}
+        x = self.stem(x)
+        if "stem" in self._out_features:
+            outputs["stem"] = x
+        for name, stage in zip(self.stage_names, self.stages, strict=True):
+            if name in self.checkpoint_stages and self.training and torch.is_grad_enabled():
+                # The second time must not move the running statistics again.
+                x = checkpoint(
+                    stage, x, use_reentrant=False, context_fn=lambda s=stage: (nullcontext(), keep_statistics(s))
+                )
+            else:
+                x = stage(x)
+            if name in self._out_features:
+                outputs[name] = x
+        return outputs
 
     def freeze(self, freeze_at: int = 0) -> "SeamlessResNet":
         """Freeze the stem (``freeze_at`` >= 1) and the stages res2..res``freeze_at``."""
@@ -102,7 +143,15 @@ def build_seamless_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> SeamlessResNe
             )
         )
         in_channels, out_channels = out_channels, out_channels * 2
-    return SeamlessResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    resnet = SeamlessResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    resnet.checkpoint_stages = tuple(cfg.MODEL.SEAMLESS.CHECKPOINT_STAGES)
+    unknown = set(resnet.checkpoint_stages) - set(resnet.stage_names)
+    if unknown:
+        raise UserError(
+            f"MODEL.SEAMLESS.CHECKPOINT_STAGES names {sorted(unknown)[0]!r}; the stages are "
+            f"{', '.join(resnet.stage_names)}"
+        )
+    return resnet
 
 
 class ExtraLevels(nn.Module):

@@ -17,6 +17,7 @@ from fvcore.nn.distributed import differentiable_all_gather
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .inplace_norm import InPlaceNormAct
 
 NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "Affine")
 
@@ -39,6 +40,26 @@ class Activation:
         if self.name == "elu":
             return F.elu(x, self.slope, inplace=True)
         return F.relu_(x) if self.name == "relu" else x
+
+    @property
+    def invertible(self) -> bool:
+        """Whether the input follows from the output."""
+        return self.name == "identity" or (self.name in ("leaky_relu", "elu") and self.slope > 0)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """A new tensor of which ``y`` is the activation."""
+        if self.name == "leaky_relu":
+            return torch.where(y > 0, y, y / self.slope)
+        if self.name == "elu":
+            # Saturated outputs do not tell how far below their input was.
+            return torch.where(y > 0, y, torch.log1p((y / self.slope).clamp(min=-1 + 1e-6)))
+        return y.clone()
+
+    def backward(self, y: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of the input, from the output ``y`` and its gradient."""
+        if self.name == "leaky_relu":
+            return torch.where(y > 0, grad, grad * self.slope)
+        return torch.where(y > 0, grad, grad * (y + self.slope)) if self.name == "elu" else grad
 
     @property
     def gain(self) -> float:
@@ -74,9 +95,16 @@ class BatchNormAct(_NormAct, nn.BatchNorm2d):
     A batch with a single value per channel has no variance: its running statistics are used instead.
     """
 
-    def __init__(self, channels: int, act: Activation) -> None:
+    def __init__(self, channels: int, act: Activation, inplace: bool = False) -> None:
+        """
+        Args:
+            channels: C.
+            act: after the normalisation.
+            inplace: keep only the output for the backward pass (``InPlaceNormAct``); needs an invertible activation.
+        """
         super().__init__(channels)
         self.act = act
+        self.inplace = inplace
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -86,7 +114,32 @@ class BatchNormAct(_NormAct, nn.BatchNorm2d):
         if self.training and x.numel() == x.shape[1]:
             y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
             return self.act(y if residual is None else y + residual)
+        if self.inplace and self.training and torch.is_grad_enabled() and x.numel():
+            return self._forward_inplace(x, residual)
         return super().forward(x, residual)
+
+    def _forward_inplace(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            mean, var, total = self._statistics(x if x.dtype == torch.float64 else x.float())
+            self._update(mean, var, total)
+            inverse_std = (var + self.eps).rsqrt()
+        world = isinstance(self, SyncBatchNormAct) and comm.get_world_size() > 1
+        return InPlaceNormAct.apply(
+            x, self.weight, self.bias, residual, mean, inverse_std, self.act, total.clamp(min=1), world
+        )
+
+    def _statistics(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(C,) mean and biased variance, and (1,) the number of values they are of."""
+        var, mean = torch.var_mean(values, [d for d in range(values.dim()) if d != 1], correction=0)
+        return mean, var, values.new_full((1,), values.numel() // values.shape[1])
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, var: Tensor, total: Tensor) -> None:
+        """Move the running statistics; not at all where no process has any value."""
+        momentum = self.momentum * total.clamp(max=1)
+        self.running_mean += momentum * (mean - self.running_mean)
+        self.running_var += momentum * (var * total / (total - 1).clamp(min=1) - self.running_var)
+        self.num_batches_tracked += 1
 
 
 class SyncBatchNormAct(BatchNormAct):
@@ -99,41 +152,50 @@ class SyncBatchNormAct(BatchNormAct):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if not self.training or comm.get_world_size() == 1:
             return super().forward(x, residual)
+        if self.inplace and torch.is_grad_enabled():
+            return self._forward_inplace(x, residual)
         values = x.float()
-        axes = [d for d in range(x.dim()) if d != 1]
-        if x.numel():
-            local_var, local_mean = torch.var_mean(values, axes, correction=0)
-        else:
-            local_var = local_mean = values.sum(axes)
-        count = values.new_full((1,), x.numel() // x.shape[1])
-        # Merging means and variances loses no digits where the mean is large, as sums of squares would.
-        gathered = torch.stack(differentiable_all_gather(torch.cat([local_mean, local_var, count])))
-        means, variances, counts = gathered.split([x.shape[1], x.shape[1], 1], dim=1)
-        total = counts.sum().detach()
-        n = total.clamp(min=1)
-        share = counts.detach() / n
-        mean = (share * means).sum(dim=0)
-        var = (share * (variances + (means - mean) ** 2)).sum(dim=0)
-        with torch.no_grad():
-            # No update when no process has any value.
-            momentum = self.momentum * total.clamp(max=1)
-            self.running_mean += momentum * (mean - self.running_mean)
-            self.running_var += momentum * (var * n / (n - 1).clamp(min=1) - self.running_var)
-            self.num_batches_tracked += 1
+        mean, var, total = self._statistics(values)
+        self._update(mean, var, total)
         shape = [1, -1] + [1] * (x.dim() - 2)
         scale = self.weight * (var + self.eps).rsqrt()
         y = (values * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
         return self.act(y if residual is None else y + residual)
 
+    def _statistics(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if comm.get_world_size() == 1:
+            return super()._statistics(values)
+        channels = values.shape[1]
+        axes = [d for d in range(values.dim()) if d != 1]
+        if values.numel():
+            local_var, local_mean = torch.var_mean(values, axes, correction=0)
+        else:
+            local_var = local_mean = values.sum(axes)
+        count = values.new_full((1,), values.numel() // channels)
+        # Merging means and variances loses no digits where the mean is large, as sums of squares would.
+        gathered = torch.stack(differentiable_all_gather(torch.cat([local_mean, local_var, count])))
+        means, variances, counts = gathered.split([channels, channels, 1], dim=1)
+        total = counts.sum(dim=0).detach()
+        share = counts.detach() / total.clamp(min=1)
+        mean = (share * means).sum(dim=0)
+        return mean, (share * (variances + (means - mean) ** 2)).sum(dim=0), total
+
 
 class AffineAct(_NormAct, nn.BatchNorm2d):
     """Trainable scale and shift on fixed statistics: batch normalisation that always uses its running statistics."""
 
-    def __init__(self, channels: int, act: Activation) -> None:
+    def __init__(self, channels: int, act: Activation, inplace: bool = False) -> None:
+        """See ``BatchNormAct``."""
         super().__init__(channels)
         self.act = act
+        self.inplace = inplace
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.inplace and self.training and torch.is_grad_enabled() and x.numel():
+            inverse_std = (self.running_var + self.eps).rsqrt()
+            return InPlaceNormAct.apply(
+                x, self.weight, self.bias, residual, self.running_mean, inverse_std, self.act, None, False
+            )
         shape = [1, -1] + [1] * (x.dim() - 2)
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
@@ -163,7 +225,7 @@ class GroupNormAct(_NormAct, nn.GroupNorm):
         self.act = act
 
 
-def make_norm_act(norm: str, channels: int, act: Activation, gn_groups: int = 16) -> nn.Module:
+def make_norm_act(norm: str, channels: int, act: Activation, gn_groups: int = 16, inplace: bool = False) -> nn.Module:
     """Build the layer that a NORM key names.
 
     Args:
@@ -171,10 +233,17 @@ def make_norm_act(norm: str, channels: int, act: Activation, gn_groups: int = 16
         channels: C.
         act: activation after the normalisation.
         gn_groups: groups of "GN"; must divide ``channels``.
+        inplace: keep only the output for the backward pass; "GN" and "FrozenBN" have nothing to gain and ignore it.
 
     Raises:
-        UserError: unknown name, or channels that the groups do not divide.
+        UserError: unknown name, channels that the groups do not divide, or ``inplace`` with an activation of which the
+            input does not follow from the output.
     """
+    if inplace and not act.invertible:
+        raise UserError(
+            f"MODEL.SEAMLESS.INPLACE_NORM needs an activation that can be inverted, not {act.name}; use leaky_relu "
+            "with a slope above 0, or elu"
+        )
     if norm == "GN":
         if channels % gn_groups:
             raise UserError(
@@ -185,7 +254,9 @@ def make_norm_act(norm: str, channels: int, act: Activation, gn_groups: int = 16
     classes = {"BN": BatchNormAct, "SyncBN": SyncBatchNormAct, "FrozenBN": FrozenBatchNormAct, "Affine": AffineAct}
     if norm not in classes:
         raise UserError(f"normalisation {norm!r} is unknown; use one of {', '.join(NORMS)}")
-    return classes[norm](channels, act)
+    if norm == "FrozenBN":
+        return FrozenBatchNormAct(channels, act)
+    return classes[norm](channels, act, inplace)
 
 
 NormFactory = Callable[[int], nn.Module]
@@ -196,7 +267,7 @@ def norm_act_from_config(cfg: CfgNode, norm: str) -> NormFactory:
     act = Activation(cfg.MODEL.SEAMLESS.ACTIVATION, cfg.MODEL.SEAMLESS.ACTIVATION_SLOPE)
 
     def factory(channels: int) -> nn.Module:
-        return make_norm_act(norm, channels, act, cfg.MODEL.SEAMLESS.GN_GROUPS)
+        return make_norm_act(norm, channels, act, cfg.MODEL.SEAMLESS.GN_GROUPS, cfg.MODEL.SEAMLESS.INPLACE_NORM)
 
     return factory
 

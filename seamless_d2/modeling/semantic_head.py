@@ -1,6 +1,4 @@
-"""The semantic head of the paper (section 4.2, figure 3) and its hard-pixel loss (equation 1)."""
-
-import math
+"""The semantic head of the paper (section 4.2, figure 3)."""
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +7,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from .loss import hard_pixel_loss
 from .norm import NormFactory, init_xavier, norm_act_from_config
 
 
@@ -38,24 +37,6 @@ def sliding_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
         rows = _sliding_mean_matrix(x.shape[-2], window[0], x)
         columns = _sliding_mean_matrix(x.shape[-1], window[1], x)
         return (rows @ (x.float() @ columns.T)).to(x.dtype)
-
-
-def hard_pixel_loss(logits: Tensor, target: Tensor, ignore_value: int, fraction: float) -> Tensor:
-    """Cross entropy averaged over the hardest pixels of one image (paper, equation 1; Rota Bulo et al. 2017).
-
-    Args:
-        logits: (C, H, W) float.
-        target: (H, W) int64, 0..C-1 or ``ignore_value``; ignored pixels have loss 0 but count as pixels.
-        ignore_value: label without loss.
-        fraction: share of the pixels that are kept, in (0, 1]; rounded up to whole pixels.
-
-    Returns:
-        Scalar.
-    """
-    loss = F.cross_entropy(logits[None].float(), target[None], ignore_index=ignore_value, reduction="none").flatten()
-    if fraction < 1:
-        loss = loss.topk(math.ceil(loss.numel() * fraction), sorted=False).values
-    return loss.mean()
 
 
 class MiniDeepLab(nn.Module):
@@ -174,11 +155,9 @@ class SeamlessSemSegHead(nn.Module):
 
     def losses(self, logits: Tensor, targets: Tensor, image_sizes: list[tuple[int, int]] | None) -> Tensor:
         """Mean over images of the hard-pixel loss at the images' resolution."""
-        padded = targets.shape[-2:]
-        losses = []
-        for i, (h, w) in enumerate(image_sizes or [padded] * len(targets)):
-            scores = F.interpolate(logits[i : i + 1].float(), size=padded, mode="bilinear", align_corners=False)
-            losses.append(
-                hard_pixel_loss(scores[0, :, :h, :w], targets[i, :h, :w], self.ignore_value, self.hard_pixel_fraction)
-            )
+        padded = tuple(targets.shape[-2:])
+        losses = [
+            hard_pixel_loss(logits[i : i + 1], targets[i, :h, :w], padded, self.ignore_value, self.hard_pixel_fraction)
+            for i, (h, w) in enumerate(image_sizes or [padded] * len(targets))
+        ]
         return torch.stack(losses).mean()

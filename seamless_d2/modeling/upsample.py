@@ -28,8 +28,8 @@ def upsampled_labels(logits: Tensor, padded_size: tuple[int, int], image_size: t
     count, (h, w) = len(scores), scores.shape[-2:]
     dtype = torch.uint8 if count <= 256 else torch.int64
     labels = torch.empty(image_size, dtype=dtype, device=logits.device)
-    top, bottom, down = _neighbours(h, padded_size[0], image_size[0], logits.device)
-    left, right, across = _neighbours(w, padded_size[1], image_size[1], logits.device)
+    top, bottom, down = neighbours(h, padded_size[0], image_size[0], logits.device)
+    left, right, across = neighbours(w, padded_size[1], image_size[1], logits.device)
     rows = _GPU_ROWS if logits.is_cuda else _CPU_ROWS
     best = pixels = None
     if not logits.is_cuda:
@@ -51,10 +51,8 @@ def upsampled_labels(logits: Tensor, padded_size: tuple[int, int], image_size: t
                     one, two = (torch.lerp(pixels[r + left[x]], pixels[r + right[x]], fraction) for r in rows_of)
                     labels[y, x] = torch.lerp(one, two, down[y][:, None]).argmax(dim=1).to(dtype)
                 continue
-        vertical = torch.lerp(scores[:, top[band]], scores[:, bottom[band]], down[band][None, :, None])
-        size = (vertical.shape[1], padded_size[1])
-        dense = F.interpolate(vertical[None], size=size, mode="bilinear", align_corners=False)[0, :, :, : image_size[1]]
-        labels[band] = _argmax(dense).to(dtype)
+        dense = interpolated_band(scores, top[band], bottom[band], down[band], padded_size[1])
+        labels[band] = _argmax(dense[:, :, : image_size[1]]).to(dtype)
     return labels
 
 
@@ -69,7 +67,23 @@ def _argmax(scores: Tensor) -> Tensor:
     return labels
 
 
-def _neighbours(size: int, padded: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def interpolated_band(scores: Tensor, top: Tensor, bottom: Tensor, down: Tensor, padded_width: int) -> Tensor:
+    """Some rows of the bilinear interpolation of scores.
+
+    Args:
+        scores: (C, h, w) float.
+        top, bottom, down: of those rows, see ``neighbours``.
+        padded_width: width of the result.
+
+    Returns:
+        (C, rows, padded_width).
+    """
+    vertical = torch.lerp(scores[:, top], scores[:, bottom], down[None, :, None])
+    size = (vertical.shape[1], padded_width)
+    return F.interpolate(vertical[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def neighbours(size: int, padded: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Along one axis: the two source positions of each of the first ``wanted`` results, and the second one's weight."""
     at = ((torch.arange(wanted, dtype=torch.float32, device=device) + 0.5) * (size / padded) - 0.5).clamp_(min=0)
     low = at.long().clamp_(max=size - 1)

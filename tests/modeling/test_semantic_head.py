@@ -10,7 +10,7 @@ from detectron2.modeling import build_sem_seg_head
 from torch import Tensor
 
 from seamless_d2.modeling.norm import Activation, make_norm_act
-from seamless_d2.modeling.semantic_head import MiniDeepLab, SeamlessSemSegHead, hard_pixel_loss, sliding_mean
+from seamless_d2.modeling.semantic_head import MiniDeepLab, SeamlessSemSegHead, sliding_mean
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 # Maps of a 53 x 77 image.
@@ -57,48 +57,6 @@ def test_sliding_mean_gradient() -> None:
     (sliding_mean(ours, (4, 5)) * weight).sum().backward()
     (pooled(theirs, (4, 5)) * weight).sum().backward()
     assert torch.allclose(ours.grad, theirs.grad, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [(6, 7), (1, 1), (1, 5)], ids=str)
-@pytest.mark.parametrize("fraction", [0.01, 0.25, 0.3, 0.999, 1.0])
-def test_hard_pixel_loss_is_the_mean_of_the_largest(fraction: float, size: tuple[int, int]) -> None:
-    logits = torch.randn(5, *size) * 3
-    target = torch.randint(0, 5, size)
-    target[torch.rand(size) < 0.3] = 255
-    # Cross entropy by its definition, in float64.
-    x, t = logits.double().numpy().reshape(5, -1), target.numpy().ravel()
-    losses = [math.log(sum(math.exp(v) for v in x[:, i])) - x[k, i] if k != 255 else 0.0 for i, k in enumerate(t)]
-    count = math.ceil(len(losses) * fraction)
-    expected = sum(sorted(losses, reverse=True)[:count]) / count
-    assert hard_pixel_loss(logits, target, 255, fraction).item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
-
-
-def test_ignored_pixels_count_as_pixels() -> None:
-    logits = torch.randn(4, 2, 2)
-    target = torch.tensor([[1, 255], [255, 255]])
-    one = F.cross_entropy(logits[:, :1, :1].flatten(1).T, torch.tensor([1]))
-    assert torch.allclose(hard_pixel_loss(logits, target, 255, 0.25), one)
-    assert torch.allclose(hard_pixel_loss(logits, target, 255, 0.5), one / 2)
-    assert torch.allclose(hard_pixel_loss(logits, target, 255, 1.0), one / 4)
-
-
-def test_hard_pixel_gradient() -> None:
-    """Only the kept pixels learn: (softmax - one hot) / their number."""
-    logits = (torch.randn(3, 4, 5) * 2).requires_grad_()
-    target = torch.randint(0, 3, (4, 5))
-    hard_pixel_loss(logits, target, 255, 0.25).backward()
-    losses = F.cross_entropy(logits[None], target[None], reduction="none")[0].detach()
-    kept = losses >= losses.flatten().sort(descending=True).values[4]
-    expected = (logits.detach().softmax(dim=0) - F.one_hot(target, 3).permute(2, 0, 1)) / 5 * kept
-    assert kept.sum() == 5
-    assert torch.allclose(logits.grad, expected, atol=1e-6)
-
-
-def test_void_only_gives_zero() -> None:
-    logits = torch.randn(3, 4, 5, requires_grad=True)
-    loss = hard_pixel_loss(logits, torch.full((4, 5), 255), 255, 0.25)
-    loss.backward()
-    assert loss == 0 and not logits.grad.any()
 
 
 def make_head(norm: str = "BN", **kwargs) -> SeamlessSemSegHead:
