@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--batch-size", type=int, default=1, help="pictures of equal size that the network takes together"
     )
+    parser.add_argument("--compile", action="store_true", help="torch.compile: pays for many pictures of one size")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16")
     parser.add_argument(
         "--short-side", type=int, help="pixels of the shorter side in the network; default the config's"
@@ -89,6 +90,7 @@ def main() -> None:
     options = {
         "batch_size": args.batch_size,
         "amp": args.amp,
+        "compile": args.compile,
         "short_side": args.short_side,
         "tile": args.tile,
         "overlap": args.overlap,

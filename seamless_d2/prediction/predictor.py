@@ -19,6 +19,7 @@ from ..data.images import read_photo, to_tensor
 from ..data.metadata import Classes
 from ..data.transforms import build_resize
 from ..errors import UserError
+from ..modeling.fold import compile_network, fold_norms
 from ..modeling.fusion import SegmentInfo
 from ..modeling.panoptic import NetworkOutput
 from .raw import make_raw
@@ -70,6 +71,7 @@ class Predictor:
         overlap: int = DEFAULT_OVERLAP,
         tta: Sequence[float] = (),
         raw: bool = False,
+        compile: bool = False,
     ) -> None:
         """
         Args:
@@ -85,6 +87,8 @@ class Predictor:
                 are not resized unless ``short_side`` is given.
             overlap: pixels that neighbouring pieces share.
             tta: scales at which the picture is seen, each also mirrored, and the outputs averaged; empty = once.
+            compile: run the network through ``torch.compile``: the first picture of each size takes a minute or more,
+                the others less. Needs a C++ compiler.
             raw: whether results keep the network's outputs (``PanopticResult.raw``).
 
         Raises:
@@ -131,6 +135,11 @@ class Predictor:
         )
         self.model = build_model(cfg).eval()
         load_weights(self.model, cfg.MODEL.WEIGHTS)
+        fold_norms(self.model)
+        if amp and self.model.device.type == "cuda":
+            self.model.to(memory_format=torch.channels_last)  # as the tensor cores want it
+        if compile:
+            compile_network(self.model)
         self.classes = Classes.from_config(cfg) or _numbered_classes(cfg)
         self.resize = build_resize(cfg, is_train=False)
 

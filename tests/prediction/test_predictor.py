@@ -28,9 +28,9 @@ def test_default_predictor_gives_the_same_map(predictor) -> None:
     cfg = predictor.cfg.clone()
     cfg.MODEL.SEAMLESS.OUTPUTS = ["panoptic_seg", "instances", "sem_seg"]
     default = DefaultPredictor(cfg)
-    default.model.load_state_dict(predictor.model.state_dict())
     output = default(photo()[:, :, ::-1])  # BGR
-    assert np.array_equal(output["panoptic_seg"][0].numpy(), predictor.predict(photo()).panoptic_seg)
+    # Ours has its norms folded into the convolutions: other roundings.
+    assert (output["panoptic_seg"][0].numpy() == predictor.predict(photo()).panoptic_seg).mean() > 0.999
     assert output["sem_seg"].shape == (4, 50, 70)
     assert default.metadata.thing_classes == ["car", "person"]
 
