@@ -25,6 +25,7 @@ from torch import Tensor
 from seamless_d2.checkpoint.seamseg_names import NormMode, our_layer, to_ours
 from seamless_d2.modeling import SeamlessPanoptic, SeamlessSemSegHead, fuse_panoptic
 from seamless_d2.modeling.ground_truth import SegmentMasks
+from seamless_d2.modeling.fold import fold_norms
 from seamless_d2.modeling.loss import hard_pixel_loss
 from seamless_d2.modeling.norm import Activation, make_norm_act
 from seamless_d2.modeling.semantic_head import sliding_mean
@@ -82,9 +83,11 @@ def watch(owner: object, method: str) -> Iterator[dict[str, Any]]:
         yield seen
 
 
-def run_case(case: Case) -> Run:
-    """One ordinary inference, watched from outside."""
+def run_case(case: Case, folded: bool) -> Run:
+    """One ordinary inference, watched from outside; ``folded`` with the norms in the convolutions, as ``Predictor``."""
     model, _ = case.build()
+    if folded:
+        fold_norms(model)
     seen: dict[str, Any] = {}
 
     def keep(module: torch.nn.Module, name: str) -> None:
@@ -112,9 +115,14 @@ def run_case(case: Case) -> Run:
     )
 
 
-@pytest.fixture(scope="module", params=find_cases(), ids=lambda path: path.stem)
+@pytest.fixture(
+    scope="module",
+    params=[(path, folded) for path in find_cases() for folded in (False, True)[: 1 + ("synthetic" in path.stem)]],
+    ids=lambda param: param[0].stem + ("-folded" if param[1] else ""),
+)
 def run(request: pytest.FixtureRequest) -> Run:
-    return run_case(load_case(request.param))
+    path, folded = request.param
+    return run_case(load_case(path), folded)
 
 
 class TestCase:

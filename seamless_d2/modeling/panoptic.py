@@ -155,11 +155,13 @@ class SeamlessPanoptic(PanopticFPN):
         padded_size = tuple(images.tensor.shape[-2:])
         if fuse or "instances" in self.outputs:
             proposals, _ = self.proposal_generator(images, features, None)
-            detections = self.roi_heads.detect_boxes(features, proposals, padded_size)
             if self.outputs == ("panoptic_seg",) and not everything:
-                # The others would not enter the map: they need no masks.
+                # What does not enter the map needs no mask.
+                detections = self.roi_heads.detect_boxes(features, proposals, padded_size)
                 detections = [d[d.scores > self.combine_instances_score_thresh] for d in detections]
-            detections = self.roi_heads.forward_with_given_boxes(features, detections, padded_size)
+                detections = self.roi_heads.forward_with_given_boxes(features, detections, padded_size)
+            else:
+                detections, _ = self.roi_heads(images, features, proposals, None)
         return [
             NetworkOutput(image_logits, image_detections, padded_size, image_size)
             for image_logits, image_detections, image_size in zip(logits, detections, images.image_sizes, strict=True)
