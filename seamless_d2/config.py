@@ -116,6 +116,8 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.WANDB.PROJECT = "seamless_d2"
 
     # --- solver -----------------------------------------------------------------------------------------------
+    # One kernel for a whole step of the optimiser.
+    cfg.SOLVER.FUSED = False
     # Factor on the learning rate of normalisation parameters; 0 freezes them (running statistics still update).
     cfg.SOLVER.NORM_LR_FACTOR = 1.0
     # Length of the training in epochs; above 0 it overrides MAX_ITER.

@@ -104,3 +104,21 @@ def test_factor_zero_freezes_norms_while_statistics_go_on() -> None:
     assert torch.equal(before["norm.weight"], after["norm.weight"])
     assert not torch.equal(before["conv.weight"], after["conv.weight"])
     assert not torch.equal(before["norm.running_mean"], after["norm.running_mean"])
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_fused_step_is_the_same_step(toy_cfg, clip: bool) -> None:
+    toy_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip
+    weights = {}
+    for fused in (False, True):
+        torch.manual_seed(0)
+        toy_cfg.SOLVER.FUSED = fused
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        optimizer = build_optimizer(toy_cfg, model)
+        for _ in range(3):
+            model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights[fused] = [p.detach() for p in model.parameters()]
+    for a, b in zip(weights[False], weights[True], strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
