@@ -27,6 +27,8 @@ def add_seamless_config(cfg: CfgNode) -> None:
     # Stages of the ResNet ("res2" ... "res5") that keep only their input in training and are computed again in the
     # backward pass.
     cfg.MODEL.SEAMLESS.CHECKPOINT_STAGES = []
+    # Memory format of weights and features: channels last is what tensor cores want (AMP on a GPU).
+    cfg.MODEL.SEAMLESS.CHANNELS_LAST = False
     # Groups of group normalisation, wherever a NORM key says "GN".
     cfg.MODEL.SEAMLESS.GN_GROUPS = 16
     # Where instances and semantic scores are merged: "input" = the network's resolution, the map is then brought to

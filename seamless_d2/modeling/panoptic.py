@@ -56,12 +56,15 @@ class SeamlessPanoptic(PanopticFPN):
     """
 
     @configurable
-    def __init__(self, *, num_stuff: int, fuse_at: str, outputs: list[str], **kwargs) -> None:
+    def __init__(
+        self, *, num_stuff: int, fuse_at: str, outputs: list[str], channels_last: bool = False, **kwargs
+    ) -> None:
         """
         Args:
             num_stuff: number of stuff classes S; semantic labels from S on are things.
             fuse_at: "input" (the network's resolution) or "output" (the requested size).
             outputs: which of ``OUTPUTS`` inference computes and returns.
+            channels_last: keep weights, and with them features, in the memory format that tensor cores want.
 
         Raises:
             UserError: an unknown ``fuse_at`` or output, or fewer semantic than thing classes.
@@ -79,6 +82,8 @@ class SeamlessPanoptic(PanopticFPN):
         self.num_stuff = num_stuff
         self.fuse_at = fuse_at
         self.outputs = tuple(outputs)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -88,6 +93,7 @@ class SeamlessPanoptic(PanopticFPN):
             "num_stuff": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             "fuse_at": cfg.MODEL.SEAMLESS.FUSE_AT,
             "outputs": cfg.MODEL.SEAMLESS.OUTPUTS,
+            "channels_last": cfg.MODEL.SEAMLESS.CHANNELS_LAST,
         }
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:

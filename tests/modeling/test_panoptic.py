@@ -535,3 +535,13 @@ def test_training_on_the_registered_set(toy_cfg: CfgNode, dataset: str) -> None:
     mapper = SeamlessMapper(toy_cfg, True)
     losses = step(build_model(toy_cfg), [mapper(record) for record in DatasetCatalog.get(dataset)])
     assert losses["loss_sem_seg"] > 0.3 * math.log(STUFF + THINGS)
+
+
+def test_channels_last_changes_the_layout_only(toy_cfg: CfgNode) -> None:
+    plain = make_model(toy_cfg)
+    other = make_model(toy_cfg, CHANNELS_LAST=True)
+    other.load_state_dict(plain.state_dict())
+    assert other.backbone.bottom_up.stem.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    a, b = (m([{"image": make_image()}])[0] for m in (plain, other))
+    assert torch.allclose(a["sem_seg"], b["sem_seg"], atol=1e-4 * a["sem_seg"].abs().max().item())
+    assert (a["panoptic_seg"][0] == b["panoptic_seg"][0]).float().mean() > 0.99
