@@ -24,8 +24,8 @@ from torch import Tensor
 
 from seamless_d2.checkpoint.seamseg_names import NormMode, our_layer, to_ours
 from seamless_d2.modeling import SeamlessPanoptic, SeamlessSemSegHead, fuse_panoptic
-from seamless_d2.modeling.ground_truth import SegmentMasks
 from seamless_d2.modeling.fold import fold_norms
+from seamless_d2.modeling.ground_truth import SegmentMasks
 from seamless_d2.modeling.loss import hard_pixel_loss
 from seamless_d2.modeling.norm import Activation, make_norm_act
 from seamless_d2.modeling.semantic_head import sliding_mean
