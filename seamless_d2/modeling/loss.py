@@ -41,12 +41,15 @@ def pixel_losses(logits: Tensor, target: Tensor, padded_size: tuple[int, int], i
     """(H, W) float32 cross entropy of every pixel; see ``hard_pixel_loss``."""
     height, width = target.shape
     rows = max(1, _BAND_SCORES // (logits.shape[1] * width))
-    top, bottom, down = neighbours(logits.shape[-2], padded_size[0], height, logits.device)
+    # On the host, which must know the bounds of each band without waiting for a GPU.
+    places = neighbours(logits.shape[-2], padded_size[0], height, torch.device("cpu"))
+    first_source, last_source = places[0].tolist(), places[1].tolist()
+    top, bottom, down = (t.to(logits.device) for t in places)
     bands = []
     for first in range(0, height, rows):
         band = slice(first, first + rows)
         # Only the source rows of the band: the gradient of each band is as small as they are.
-        source = slice(int(top[first]), int(bottom[band][-1]) + 1)
+        source = slice(first_source[first], last_source[min(first + rows, height) - 1] + 1)
         bands.append(
             checkpoint(
                 _band_losses,
