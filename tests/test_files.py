@@ -1,10 +1,12 @@
 """Atomic output."""
 
+import errno
 import json
+import os
 
 import pytest
 
-from seamless_d2.files import atomic_write, write_json
+from seamless_d2.files import atomic_write, make_temporary, remove_temporaries, write_json
 
 
 def test_file_appears_whole(tmp_path) -> None:
@@ -22,3 +24,26 @@ def test_failure_keeps_the_old_file_and_leaves_no_other(tmp_path) -> None:
         raise RuntimeError
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failed_write_names_the_file(tmp_path) -> None:
+    with pytest.raises(OSError) as caught, atomic_write(tmp_path / "a.bin"):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as write() raises it
+    assert caught.value.filename == str(tmp_path / "a.bin")
+    assert not list(tmp_path.iterdir())
+
+
+def test_permissions_are_those_of_the_umask(tmp_path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "a.json", 1)
+        assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
+def test_only_our_temporaries_are_removed(tmp_path) -> None:
+    ours, theirs = make_temporary(tmp_path / "deep" / "a.mp4", ".mp4"), tmp_path / ".vimrc.tmp"
+    theirs.touch()
+    remove_temporaries(tmp_path)
+    assert theirs.exists() and not ours.exists()

@@ -1,7 +1,6 @@
 """Videos: reading frames, following instances from frame to frame, writing an annotated mp4."""
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 
 from ..errors import UserError
+from ..files import make_temporary
 from .result import PanopticResult, Segment
 
 _DEFAULT_FPS = 25.0
@@ -74,17 +74,13 @@ class VideoFile:
         self._path, self._fps = path, fps
         self._writer: cv2.VideoWriter | None = None
         self._temporary: Path | None = None
+        self._written = 0
 
     def write(self, picture: np.ndarray) -> None:
         """Append an (H, W, 3) uint8 RGB frame; all have the first one's size."""
         height, width = (side // 2 * 2 or 2 for side in picture.shape[:2])  # the codec wants even sides
         if self._writer is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # OpenCV opens by name and tells the container from the suffix.
-            with tempfile.NamedTemporaryFile(
-                dir=self._path.parent, prefix=f".{self._path.stem}.", suffix=".tmp.mp4", delete=False
-            ) as file:
-                self._temporary = Path(file.name)
+            self._temporary = make_temporary(self._path, ".mp4")  # OpenCV tells the container from the suffix
             self._size = (width, height)
             self._writer = cv2.VideoWriter(str(self._temporary), cv2.VideoWriter_fourcc(*"mp4v"), self._fps, self._size)
             if not self._writer.isOpened():
@@ -94,12 +90,20 @@ class VideoFile:
                 )
         picture = cv2.resize(picture, self._size) if picture.shape[1::-1] != self._size else picture
         self._writer.write(cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR))
+        self._written += 1
 
     def finish(self) -> None:
-        """Put the file in its place."""
+        """Put the file in its place.
+
+        Raises:
+            UserError: frames are missing in it, as on a full disk.
+        """
         if self._writer is not None:
             self._writer.release()
-            self._temporary.chmod(0o644)
+            there = cv2.VideoCapture(str(self._temporary)).get(cv2.CAP_PROP_FRAME_COUNT)
+            if there < self._written:  # the encoder says nothing of failed writes
+                self.discard()
+                raise UserError(f"{self._path} cannot be written; check the free disk space")
             self._temporary.replace(self._path)
             self._writer = self._temporary = None
 

@@ -1,5 +1,6 @@
 """Videos: frames in, an mp4 out, instances followed by hand-drawn maps."""
 
+import resource
 from pathlib import Path
 
 import cv2
@@ -104,3 +105,17 @@ def test_videos_are_predicted_beside_pictures(predictor, tmp_path: Path) -> None
     assert len(list(Frames(output / "clip_overlay.mp4"))) == 5
     assert sorted(p.name for p in (output / "panoptic" / "clip").glob("*.png")) == [f"{k:06d}.png" for k in range(1, 6)]
     assert predict_files(predictor, [source / "clip.mp4"], output, ["overlay", "coco"]).skipped == 1
+
+
+def test_an_mp4_that_the_disk_does_not_take_is_no_result(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = VideoFile(tmp_path / "out.mp4", 10)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # a full disk, as far as the encoder can see
+        for k in range(30):
+            file.write(photo(120, 160, k))
+        with pytest.raises(UserError, match=r"out\.mp4 cannot be written; check the free disk space"):
+            file.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
