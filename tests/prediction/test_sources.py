@@ -56,3 +56,36 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(UserError, match=r"binary\.txt is not UTF-8"):
         find_sources([tmp_path / "binary.txt"])
+
+
+def test_results_do_not_become_inputs(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "out" / "a_labelled.jpg").touch()
+    assert [s.name for s in find_sources([tmp_path], tmp_path / "out")] == ["a"]
+    with pytest.raises(UserError, match="is input and output"):
+        find_sources([tmp_path], tmp_path / "out" / "..")
+
+
+def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "a.jpg").touch()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "deep" / "loop").symlink_to(tmp_path / "in")
+    assert [s.name for s in find_sources([tmp_path / "in"])] == ["link/a"]
+
+
+def test_a_video_beside_the_folder_of_its_frames(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "000001.jpg").touch()
+    (tmp_path / "clip.mp4").touch()
+    assert [s.name for s in find_sources([tmp_path])] == ["clip/000001", "clip_mp4"]
+
+
+def test_lists_of_absolute_paths_and_odd_lines(tmp_path: Path) -> None:
+    for name in ("x/1.jpg", "y/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_bytes(f"{tmp_path}/x/1.jpg\r\n{tmp_path}/y/1.jpg\r\n\r\n.\r\n..\r\n".encode())
+    assert [s.name for s in find_sources([tmp_path / "list.txt"])] == ["x/1", "y/1", "unnamed", "unnamed_2"]
