@@ -96,8 +96,14 @@ class Stitcher:
         # The strips above and to the left of the core are those that earlier tiles have seen.
         height, width = ids.shape
         before_x, before_y = 2 * (tile.core_x0 - tile.x0), 2 * (tile.core_y0 - tile.y0)
+        canvas = self._canvas[tile.y0 : tile.y1, tile.x0 : tile.x1]
         for strip in (np.s_[:before_y, :], np.s_[:, :before_x]):
-            self._join(self._canvas[tile.y0 : tile.y1, tile.x0 : tile.x1][strip], ids[strip], first_new)
+            self._join(canvas[strip], ids[strip], first_new)
+        # Without overlap, what touches across the border is compared.
+        if tile.y0 and not before_y:
+            self._join(self._canvas[tile.y0 - 1 : tile.y0, tile.x0 : tile.x1], ids[:1], first_new)
+        if tile.x0 and not before_x:
+            self._join(self._canvas[tile.y0 : tile.y1, tile.x0 - 1 : tile.x0], ids[:, :1], first_new)
         # Left of and above the core the earlier tiles know better; right of and below it nobody has been yet.
         core_x, core_y = tile.core_x0 - tile.x0, tile.core_y0 - tile.y0
         self._canvas[tile.core_y0 : tile.y1, tile.core_x0 : tile.x1] = ids[core_y:height, core_x:width]

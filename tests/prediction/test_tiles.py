@@ -101,3 +101,19 @@ def test_predictor_with_tiles(model_files) -> None:
     assert result.panoptic_seg.shape == (100, 150) and result.segments
     assert [s.id for s in result.segments] == list(range(1, len(result.segments) + 1))
     assert [s.area for s in result.segments] == np.bincount(result.panoptic_seg.ravel(), minlength=1)[1:].tolist()
+
+
+def test_objects_are_joined_without_overlap_too() -> None:
+    ids = np.zeros((64, 64), np.int32)
+    ids[20:44, 20:44] = 1  # in all four tiles
+    ids[2:6, 50:60] = 2
+    stitcher = Stitcher(ids.shape, num_stuff=1)
+    for tile in plan_tiles(ids.shape, (32, 32), 0):
+        piece, segments = ids[tile.y0 : tile.y1, tile.x0 : tile.x1], []
+        for number in np.unique(piece[piece > 0]).tolist():
+            area = int((piece == number).sum())
+            segments.append({"id": number, "isthing": True, "category_id": 0, "area": area, "score": 0.5 + number / 10})
+        stitcher.add(tile, piece, segments)
+    panoptic_seg, segments = stitcher.finish(1)
+    assert [s["area"] for s in segments] == [40, 24 * 24]
+    assert np.array_equal(panoptic_seg > 0, ids > 0)
