@@ -112,7 +112,8 @@ def draw_overlay(
         classes: names and colours.
         alpha: share of the colour, 0..1.
         labels: whether to write names and scores.
-        min_side: smaller pictures are enlarged by a whole factor to about this, so that labels can be read.
+        min_side: smaller pictures are enlarged by a whole factor to about this, so that labels can be read, its longer
+            side to 4 times this at most.
         color_instances: whether instances vary around their class's colour.
         void_color: blended over void; default void shows the photo.
 
@@ -120,7 +121,8 @@ def draw_overlay(
         (k H, k W, 3) uint8 RGB.
     """
     panoptic_seg = np.asarray(panoptic_seg)
-    scale = max(1, -(-min_side // min(image.shape[:2])))
+    # Never much larger on the other side, however narrow the picture.
+    scale = max(1, min(-(-min_side // min(image.shape[:2])), 4 * min_side // max(image.shape[:2])))
     if scale > 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         panoptic_seg = panoptic_seg.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -50,3 +50,8 @@ def test_contact_sheet() -> None:
     sheet = contact_sheet(pictures, columns=2, gap=4)
     assert sheet.shape == (24, 44, 3)
     assert sheet[0, 0, 0] == 0 and sheet[0, 24, 0] == 50 and sheet[14, 0, 0] == 100 and sheet[20, 30, 0] == 255
+
+
+def test_narrow_pictures_are_not_enlarged_without_bounds() -> None:
+    image = np.zeros((2, 3000, 3), np.uint8)
+    assert draw_overlay(image, np.zeros((2, 3000), np.int32), [], CLASSES).shape == image.shape
