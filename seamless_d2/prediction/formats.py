@@ -20,6 +20,7 @@ from .result import PanopticResult
 FORMATS = ("overlay", "labelled", "coco", "raw", "ids")
 # Ids of an "ids" PNG are 16-bit numbers.
 _MAX_ID = 65535
+_MAX_JPEG_SIDE = 65500
 
 
 def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
@@ -62,6 +63,10 @@ def write_formats(result: PanopticResult, folder: Path, name: str, formats: Iter
 def save_picture(picture: np.ndarray, path: Path) -> None:
     """Write an (H, W, 3) uint8 RGB picture in the format of the file's suffix, atomically."""
     format = {".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper())
+    if format == "JPEG" and max(picture.shape[:2]) > _MAX_JPEG_SIDE:
+        raise UserError(
+            f"{path} would be larger than a JPEG can be, {_MAX_JPEG_SIDE} pixels; choose --format coco or ids"
+        )
     with atomic_write(path) as file:
         Image.fromarray(picture).save(file, format=format, quality=92)
 
@@ -177,20 +182,26 @@ def number_images(names: Sequence[str], image_ids: dict[str, int | str] | None =
         image_ids: as ``read_image_ids`` returns them; looked up by the whole name, then by the last part.
 
     Raises:
-        UserError: a picture that ``image_ids`` lacks.
+        UserError: a picture that ``image_ids`` lacks, or for which it has several; one id for two pictures.
     """
     if image_ids is None:
         numbers = [Path(name).name for name in names]
         if all(n.isdecimal() and n.isascii() for n in numbers) and len({int(n) for n in numbers}) == len(numbers):
             return {name: int(n) for name, n in zip(names, numbers, strict=True)}
         return {name: number for number, name in enumerate(names, 1)}
-    found = {}
-    by_last_part = {Path(name).name: value for name, value in image_ids.items()}
+    by_last_part: dict[str, list[int | str]] = {}
+    for name, value in image_ids.items():
+        by_last_part.setdefault(Path(name).name, []).append(value)
+    found: dict[str, int | str] = {}
+    owner: dict[int | str, str] = {}
     for name in names:
-        value = image_ids.get(name, by_last_part.get(Path(name).name))
-        if value is None:
-            raise UserError(f"picture {name} is not in the json of --image-ids; give the json of its data set")
-        found[name] = value
+        values = [image_ids[name]] if name in image_ids else by_last_part.get(Path(name).name, [])
+        if len(values) != 1:
+            problem = "stands in several folders of" if values else "is not in"
+            raise UserError(f"picture {name} {problem} the json of --image-ids; give the json of its data set")
+        found[name] = values[0]
+        if (other := owner.setdefault(values[0], name)) != name:
+            raise UserError(f"pictures {other} and {name} are one picture in the json of --image-ids; leave out one")
     return found
 
 

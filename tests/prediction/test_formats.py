@@ -16,7 +16,7 @@ from seamless_d2 import PanopticResult
 from seamless_d2.data.metadata import Classes
 from seamless_d2.data.register import load_panoptic_json
 from seamless_d2.errors import UserError
-from seamless_d2.prediction.formats import assemble_coco, number_images, read_image_ids, write_formats
+from seamless_d2.prediction.formats import assemble_coco, number_images, read_image_ids, save_picture, write_formats
 
 from ..data.panoptic_files import CATEGORIES
 from .pictures import photo
@@ -172,3 +172,17 @@ def test_raw_keeps_only_its_own_numbers(tmp_path: Path) -> None:
     (file,) = write_formats(there, tmp_path, "a", ["raw"])
     assert file.name == "a.pth.tar" and file.stat().st_size < 5000
     assert torch.load(file, weights_only=True)["sem_pred"].shape == (5, 10)
+
+
+def test_image_ids_that_are_not_certain() -> None:
+    known = {"x/a": 1, "y/a": 2, "b": 3}
+    assert number_images(["x/a", "y/a", "deep/b"], known) == {"x/a": 1, "y/a": 2, "deep/b": 3}
+    with pytest.raises(UserError, match="picture a stands in several folders"):
+        number_images(["a"], known)
+    with pytest.raises(UserError, match="pictures b and deep/b are one picture"):
+        number_images(["b", "deep/b"], known)
+
+
+def test_no_jpeg_is_that_wide(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="larger than a JPEG can be"):
+        save_picture(np.zeros((1, 66_000, 3), np.uint8), tmp_path / "a.jpg")
