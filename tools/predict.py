@@ -98,7 +98,11 @@ def main() -> None:
         "raw": "raw" in formats,
     }
     where = {"overwrite": args.overwrite, "image_ids": args.image_ids, "max_frames": args.max_frames}
+    if args.num_gpus < 1:
+        raise UserError(f"--num-gpus must be at least 1, not {args.num_gpus}; the CPU is --device cpu")
     if args.num_gpus > 1:
+        if args.device:
+            raise UserError("--device and --num-gpus cannot be used together; leave out one of them")
         if torch.cuda.device_count() < args.num_gpus:
             raise UserError(f"--num-gpus is {args.num_gpus}, but PyTorch sees {torch.cuda.device_count()}; lower it")
         devices = [f"cuda:{i}" for i in range(args.num_gpus)]

@@ -1,9 +1,9 @@
 """Prediction of files, folders, lists, videos and cameras into files: what ``tools/predict.py`` does."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -15,14 +15,15 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import remove_temporaries, write_json
-from .formats import assemble_coco, check_formats, format_files, read_image_ids, write_formats
+from .formats import assemble_coco, check_formats, format_files, number_images, read_image_ids, write_formats
 from .pipeline import Job, run_jobs
-from .predictor import Predictor
+from .predictor import Predictor, prediction_config
 from .result import PanopticResult
+from .resume import begin, is_fresh, prediction_settings
 from .sources import Source, find_sources
+from .tiles import DEFAULT_OVERLAP
 from .video import Frames, Tracker, VideoFile
 
-SETTINGS_FILE = "settings.json"
 _PICTURE_FORMATS = ("overlay", "labelled")
 
 
@@ -77,10 +78,11 @@ def predict_files(
 
     Raises:
         UserError: an input that does not exist, an output that cannot be written, an output folder that holds
-            predictions of another model or other settings.
+            predictions of another model, other settings or other inputs of the same names.
     """
-    run = _Run.prepare(predictor.cfg, predictor_options(predictor), inputs, output, formats, overwrite, image_ids)
-    summary = run.predict(predictor, run.sources, max_frames)
+    settings = prediction_settings(predictor.cfg, predictor_options(predictor))
+    run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, max_frames)
+    summary = run.predict(predictor, run.sources)
     run.assemble()
     return summary
 
@@ -104,15 +106,21 @@ def predict_files_on(
         devices: for instance ["cuda:0", "cuda:1"].
         config, weights, options: what each process makes its ``Predictor`` of.
     """
-    run = _Run.prepare(config, options, inputs, output, formats, overwrite, image_ids)
+    made = prediction_config(config, weights, **{k: v for k, v in options.items() if k not in ("amp", "compile")})
+    affecting = {"amp": False, "tile": None, "overlap": DEFAULT_OVERLAP, "tta": ()}
+    settings = prediction_settings(made, affecting | {k: v for k, v in options.items() if k in affecting})
+    run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, max_frames)
     shares = [run.sources[k :: len(devices)] for k in range(len(devices))]
     summary = Summary()
     with ProcessPoolExecutor(len(devices), mp_context=get_context("spawn")) as pool:
-        work = partial(_predict_share, run, config, weights, options, max_frames)
-        for part in pool.map(work, devices, shares):
-            summary.written += part.written
-            summary.skipped += part.skipped
-            summary.failures += part.failures
+        work = partial(_predict_share, run, config, weights, options)
+        try:
+            for part in pool.map(work, devices, shares):
+                summary.written += part.written
+                summary.skipped += part.skipped
+                summary.failures += part.failures
+        except BrokenProcessPool:
+            raise UserError("a process was killed, perhaps for want of memory; start again to go on") from None
     run.assemble()
     return summary
 
@@ -122,11 +130,10 @@ def _predict_share(
     config: CfgNode,
     weights: str | None,
     options: dict[str, Any],
-    max_frames: int | None,
     device: str,
     sources: list[Source],
 ) -> Summary:
-    return run.predict(Predictor(config, weights, device, **options), sources, max_frames) if sources else Summary()
+    return run.predict(Predictor(config, weights, device, **options), sources) if sources else Summary()
 
 
 def predictor_options(predictor: Predictor) -> dict[str, Any]:
@@ -143,61 +150,37 @@ class _Run:
     formats: tuple[str, ...]
     overwrite: bool
     image_ids: dict[str, int | str] | None
+    max_frames: int | None
+    since: int  # see ``resume.begin``
 
     @classmethod
     def prepare(
         cls,
-        config: CfgNode,
-        options: dict[str, Any],
+        settings: dict[str, Any],
         inputs: Sequence[str | Path],
         output: str | Path,
         formats: Iterable[str],
         overwrite: bool,
         image_ids: str | Path | None,
+        max_frames: int | None,
     ) -> "_Run":
-        run = cls(
-            find_sources(inputs),
-            Path(output),
-            check_formats(formats),
-            overwrite,
-            None if image_ids is None else read_image_ids(image_ids),
-        )
-        run._check_settings(config, options)
-        remove_temporaries(run.output)
-        return run
+        if max_frames is not None and max_frames < 1:
+            raise UserError(f"max_frames (--max-frames) must be at least 1, not {max_frames}")
+        output, formats = Path(output), check_formats(formats)
+        sources = find_sources(inputs, output)
+        ids = None if image_ids is None else read_image_ids(image_ids)
+        if ids is not None:  # a picture without an id is told now, not after the last picture
+            number_images([s.name for s in sources if s.kind == "picture"], ids)
+        files = {s.name: s.path for s in sources if isinstance(s.path, Path)}
+        since = begin(output, settings, files, overwrite)
+        remove_temporaries(output)
+        return cls(sources, output, formats, overwrite, ids, max_frames, since)
 
-    def _check_settings(self, config: CfgNode, options: dict[str, Any]) -> None:
-        """Finished files are skipped: they must not be those of another model."""
-        model = config.MODEL.clone()
-        model.defrost()
-        model.DEVICE = model.WEIGHTS = ""
-        weights = Path(config.MODEL.WEIGHTS)
-        state = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else []
-        settings = {
-            "weights": [config.MODEL.WEIGHTS, *state],
-            "thresholds": dict(config.MODEL.PANOPTIC_FPN.COMBINE),
-            "short_side": config.INPUT.MIN_SIZE_TEST,
-            **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if k not in ("batch_size", "raw")},
-            "model": hashlib.sha256((model.dump() + config.INPUT.dump()).encode()).hexdigest()[:16],
-        }
-        path = self.output / SETTINGS_FILE
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            earlier = settings
-        different = sorted(k for k in settings.keys() | earlier.keys() if settings.get(k) != earlier.get(k))
-        if different and not self.overwrite:
-            raise UserError(
-                f"{self.output} holds predictions made with other settings ({', '.join(different)}); choose another "
-                "folder, or do them again with --overwrite"
-            )
-        write_json(path, settings, indent=2)
-
-    def predict(self, predictor: Predictor, sources: list[Source], max_frames: int | None) -> Summary:
+    def predict(self, predictor: Predictor, sources: list[Source]) -> Summary:
         """Predict some of the sources."""
         summary = Summary()
         pictures = [s for s in sources if s.kind == "picture"]
-        todo = [s for s in pictures if self.overwrite or not self._finished(s.name, self.formats)]
+        todo = [s for s in pictures if self.overwrite or not self._finished(s, self.formats)]
         summary.skipped = len(pictures) - len(todo)
         failed = self._predict_pictures(predictor, todo, summary)
         for source in pictures:
@@ -206,12 +189,12 @@ class _Run:
                 summary.written += [path for paths in files.values() for path in paths]
         for source in sources:
             if source.kind != "picture":
-                self._try_video(predictor, source, max_frames, summary)
+                self._try_video(predictor, source, summary)
         return summary
 
-    def _finished(self, name: str, formats: Iterable[str]) -> bool:
-        files = format_files(self.output, name, formats)
-        return all(path.is_file() for paths in files.values() for path in paths)
+    def _finished(self, source: Source, formats: Iterable[str]) -> bool:
+        files = format_files(self.output, source.name, formats)
+        return is_fresh((path for paths in files.values() for path in paths), self.since, source.path)
 
     def _predict_pictures(self, predictor: Predictor, todo: list[Source], summary: Summary) -> set[str]:
         jobs = (
@@ -230,25 +213,38 @@ class _Run:
                 summary.fail(error)
         return failed
 
-    def _try_video(self, predictor: Predictor, source: Source, max_frames: int | None, summary: Summary) -> None:
+    def _try_video(self, predictor: Predictor, source: Source, summary: Summary) -> None:
         try:
             videos = {f: self.output / f"{source.name}_{f}.mp4" for f in self.formats if f in _PICTURE_FORMATS}
-            done = self.output / f"{source.name}.frames.json"
-            finished = done.is_file() and all(v.is_file() for v in videos.values())
+            record = self._frames_record(source)
+            earlier = self._finished_frames(source)
+            finished = set(self.formats) <= set(earlier["formats"]) and is_fresh(videos.values(), self.since)
             if source.kind == "video" and finished and not self.overwrite:
                 summary.skipped += 1
             else:
-                count = self._predict_video(predictor, source, videos, max_frames)
-                write_json(done, {"frames": count})
+                record.unlink(missing_ok=True)  # until the last frame is there
+                count = self._predict_video(predictor, source, videos)
+                formats = sorted({*earlier["formats"], *self.formats})
+                write_json(record, {"frames": count, "max_frames": self.max_frames, "formats": formats})
             summary.written += videos.values()
         except UserError as error:
             summary.fail(error)
 
-    def _predict_video(
-        self, predictor: Predictor, source: Source, videos: dict[str, Path], max_frames: int | None
-    ) -> int:
+    def _frames_record(self, source: Source) -> Path:
+        return self.output / f"{source.name}.frames.json"
+
+    def _finished_frames(self, source: Source) -> dict[str, Any]:
+        """What is finished of a video, no frames and formats where that is of other settings."""
+        record = self._frames_record(source)
+        path = source.path if isinstance(source.path, Path) else None
+        done = json.loads(record.read_text(encoding="utf-8")) if is_fresh([record], self.since, path) else {}
+        if "formats" not in done or done.get("max_frames") != self.max_frames:
+            return {"frames": 0, "formats": []}
+        return done
+
+    def _predict_video(self, predictor: Predictor, source: Source, videos: dict[str, Path]) -> int:
         """Frame by frame in order; returns the number of frames."""
-        frames = Frames(source.path, max_frames)
+        frames = Frames(source.path, self.max_frames)
         tracker = Tracker()
         files = {f: VideoFile(path, frames.fps) for f, path in videos.items()}
         per_frame = [f for f in self.formats if f not in videos]
@@ -258,7 +254,7 @@ class _Run:
             for format, file in files.items():
                 file.write(result.overlay(labels=format == "labelled"))
             if per_frame:
-                write_formats(result, self.output, f"{source.name}/{number:06d}", per_frame)
+                write_formats(result, self.output, _frame_name(source, number), per_frame)
 
         jobs = (
             Job(f"{frames.name}, frame {number}", partial(lambda f: f, frame), partial(save, number=number))
@@ -287,15 +283,19 @@ class _Run:
         return frames.read
 
     def _names(self) -> Iterator[str]:
-        """Of all pictures and frames."""
+        """Of all finished pictures and frames."""
         for source in self.sources:
-            if source.kind == "picture":
+            if source.kind != "picture":
+                frames = self._finished_frames(source)["frames"]
+                yield from (_frame_name(source, number) for number in range(1, frames + 1))
+            elif self._finished(source, ("coco",)):
                 yield source.name
-            else:
-                folder = self.output / "panoptic" / source.name
-                yield from (f"{source.name}/{p.stem}" for p in folder.glob("*.json"))
 
     def assemble(self) -> None:
         """Write the COCO json files of all that is there."""
         if "coco" in self.formats:
             assemble_coco(self.output, self._names(), self.image_ids)
+
+
+def _frame_name(source: Source, number: int) -> str:
+    return f"{source.name}/{number:06d}"

@@ -68,7 +68,7 @@ def _run(
         if not reading:
             break
         job, future = reading.popleft()
-        prepared = _outcome(future)
+        prepared = _outcome(job, future)
         if isinstance(prepared, UserError):
             flush()  # so that outcomes keep their order
             done: Future = Future()
@@ -82,21 +82,21 @@ def _run(
                 flush()
         while len(writing) > 2 * writers:
             job, future = writing.popleft()
-            yield job, _outcome(future)
+            yield job, _outcome(job, future)
     flush()
     while writing:
         job, future = writing.popleft()
-        yield job, _outcome(future)
+        yield job, _outcome(job, future)
 
 
-def _outcome(future: Future) -> Any:
-    """The result of a future, or the ``UserError`` that it raised."""
+def _outcome(job: Job, future: Future) -> Any:
+    """The result of a future, or the ``UserError`` that it raised, which names the job."""
     try:
         return future.result()
     except UserError as error:
-        return error
+        return error if job.name in str(error) else UserError(f"{job.name}: {error}")
     except MemoryError:
-        return UserError("not enough memory")
+        return UserError(f"{job.name} does not fit into memory; make it smaller")
 
 
 def _network(predictor: Predictor, batch: list[tuple[Job, Prepared]]) -> list[Any]:

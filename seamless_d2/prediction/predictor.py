@@ -94,36 +94,17 @@ class Predictor:
         Raises:
             UserError: config or weights missing, unreadable or not made for each other; an option out of range.
         """
-        cfg = config.clone() if isinstance(config, CfgNode) else load_config(config)
-        cfg.defrost()
-        cfg.MODEL.SEAMLESS.OUTPUTS = ["panoptic_seg"]
-        if device or (cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()):
-            cfg.MODEL.DEVICE = _checked_device(device or "cpu")
-        cfg.MODEL.WEIGHTS = str(weights or cfg.MODEL.WEIGHTS)
-        combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
-        if not (0 <= combine.INSTANCES_CONFIDENCE_THRESH <= 1 and 0 <= combine.OVERLAP_THRESH <= 1):
-            raise UserError(
-                "the score and overlap thresholds (--score-thresh, --overlap-thresh) must be between 0 and 1; mend "
-                "MODEL.PANOPTIC_FPN.COMBINE"
-            )
-        if batch_size < 1 or (short_side is not None and short_side < 1):
-            raise UserError("batch_size (--batch-size) and short_side (--short-side) must be at least 1")
-        if raw and (tile or tta):
-            raise UserError(
-                "raw outputs exist for whole pictures seen once; leave out raw, or tile (--tile) and tta (--tta)"
-            )
-        if tile and tta:
-            raise UserError("tile (--tile) and tta (--tta) cannot be used together; leave out one of them")
-        if any(not 0.1 <= scale <= 4 for scale in tta):
-            raise UserError(f"scales of tta (--tta) must be between 0.1 and 4, not {', '.join(map(str, tta))}")
-        if tile:
-            plan_tiles((1, 1), tile, overlap)  # checks both
-        if short_side:
-            ratio = short_side / cfg.INPUT.MIN_SIZE_TEST if cfg.INPUT.MIN_SIZE_TEST else 1.0
-            cfg.INPUT.MIN_SIZE_TEST = short_side
-            cfg.INPUT.MAX_SIZE_TEST = max(short_side, round(cfg.INPUT.MAX_SIZE_TEST * ratio))
-        elif tile:
-            cfg.INPUT.MIN_SIZE_TEST = 0
+        cfg = prediction_config(
+            config,
+            weights,
+            device,
+            batch_size=batch_size,
+            short_side=short_side,
+            tile=tile,
+            overlap=overlap,
+            tta=tta,
+            raw=raw,
+        )
         self.cfg = cfg
         self.batch_size, self.amp, self.tile, self.overlap, self.tta, self.raw = (
             batch_size,
@@ -175,7 +156,13 @@ class Predictor:
             raise UserError(
                 f"an image must be a (height, width, 3) uint8 RGB array, not {array.shape} {array.dtype}; convert it"
             )
-        return Prepared(array, None if self.tta or self._is_cut(array) else self._tensor(array))
+        cut = self._is_cut(array)
+        if not cut and min(self._network_size(array)) < 1:
+            raise UserError(
+                f"a picture of {array.shape[1]} x {array.shape[0]} pixels is too narrow: nothing would be left of its "
+                "shorter side in the network (INPUT.MAX_SIZE_TEST); use tiles (--tile) or cut it"
+            )
+        return Prepared(array, None if self.tta or cut else self._tensor(array))
 
     def network(self, prepared: list[Prepared]) -> list[NetworkOutput | Fused]:
         """Second stage: the network, on pictures of equal ``shape_of``."""
@@ -244,6 +231,52 @@ def shape_of(prepared: Prepared) -> tuple[int, ...]:
     return () if prepared.tensor is None else tuple(prepared.tensor.shape)
 
 
+def prediction_config(
+    config: str | Path | CfgNode,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    *,
+    batch_size: int = 1,
+    short_side: int | None = None,
+    tile: tuple[int, int] | None = None,
+    overlap: int = DEFAULT_OVERLAP,
+    tta: Sequence[float] = (),
+    raw: bool = False,
+) -> CfgNode:
+    """The configuration that a ``Predictor`` builds its model from; arguments and errors are the constructor's."""
+    cfg = config.clone() if isinstance(config, CfgNode) else load_config(config)
+    cfg.defrost()
+    cfg.MODEL.SEAMLESS.OUTPUTS = ["panoptic_seg"]
+    if device or (cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()):
+        cfg.MODEL.DEVICE = _checked_device(device or "cpu")
+    cfg.MODEL.WEIGHTS = str(weights or cfg.MODEL.WEIGHTS)
+    combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
+    if not (0 <= combine.INSTANCES_CONFIDENCE_THRESH <= 1 and 0 <= combine.OVERLAP_THRESH <= 1):
+        raise UserError(
+            "the score and overlap thresholds (--score-thresh, --overlap-thresh) must be between 0 and 1; mend "
+            "MODEL.PANOPTIC_FPN.COMBINE"
+        )
+    if batch_size < 1 or (short_side is not None and short_side < 1):
+        raise UserError("batch_size (--batch-size) and short_side (--short-side) must be at least 1")
+    if raw and (tile or tta):
+        raise UserError(
+            "raw outputs exist for whole pictures seen once; leave out raw, or tile (--tile) and tta (--tta)"
+        )
+    if tile and tta:
+        raise UserError("tile (--tile) and tta (--tta) cannot be used together; leave out one of them")
+    if any(not 0.1 <= scale <= 4 for scale in tta):
+        raise UserError(f"scales of tta (--tta) must be between 0.1 and 4, not {', '.join(map(str, tta))}")
+    if tile:
+        plan_tiles((1, 1), tile, overlap)  # checks both
+    if short_side:
+        ratio = short_side / cfg.INPUT.MIN_SIZE_TEST if cfg.INPUT.MIN_SIZE_TEST else 1.0
+        cfg.INPUT.MIN_SIZE_TEST = short_side
+        cfg.INPUT.MAX_SIZE_TEST = max(short_side, round(cfg.INPUT.MAX_SIZE_TEST * ratio))
+    elif tile:
+        cfg.INPUT.MIN_SIZE_TEST = 0
+    return cfg
+
+
 def _checked_device(device: str) -> str:
     try:
         kind = torch.device(device).type
@@ -251,6 +284,10 @@ def _checked_device(device: str) -> str:
         raise UserError(f'device {device!r} is not known; use "cpu", "cuda" or "cuda:1"') from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f'device {device!r} is not there: PyTorch sees no GPU; use "cpu"')
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError):  # each backend has its own
+        raise UserError(f'device {device!r} is not there, or cannot be used; use "cpu"') from None
     return device
 
 

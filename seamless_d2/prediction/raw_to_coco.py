@@ -1,5 +1,6 @@
 """Raw predictions (``raw.py``) to the COCO files of ``formats.py``: what ``tools/raw_to_coco_panoptic.py`` does."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from ..data.images import photo_size
 from ..data.metadata import Classes
 from ..data.seamseg_format import metadata_classes, read_metadata
 from ..errors import UserError
+from ..files import remove_temporaries
 from ..modeling.fusion import resize_panoptic
 from .files import Summary
-from .formats import assemble_coco, format_files, read_image_ids, write_formats
+from .formats import assemble_coco, format_files, number_images, read_image_ids, write_formats
 from .raw import SUFFIX, fuse_raw, load_raw
 from .result import PanopticResult
+from .resume import begin, is_fresh
 from .sources import IMAGE_SUFFIXES
 
 
@@ -73,12 +76,24 @@ def convert_raw(
     files = sorted(p for p in raw_dir.rglob(f"*{SUFFIX}") if not p.name.startswith("."))
     if not files:
         raise UserError(f"no raw predictions (*{SUFFIX}) in {raw_dir}; make them with tools/predict.py --format raw")
-    ids = None if image_ids is None else read_image_ids(image_ids)
+    if not (0 <= score_thresh <= 1 and 0 <= overlap_thresh <= 1):
+        raise UserError("the score and overlap thresholds (--score-thresh, --overlap-thresh) must be between 0 and 1")
     names = [p.relative_to(raw_dir).as_posix().removesuffix(SUFFIX) for p in files]
-    summary = Summary()
+    ids = None if image_ids is None else read_image_ids(image_ids)
+    if ids is not None:
+        number_images(names, ids)
+    settings = {
+        "thresholds": [score_thresh, overlap_thresh, stuff_area_thresh],
+        "classes": [[c["id"], c["name"], c["isthing"]] for c in classes.to_categories()],
+        "images": None if images is None else os.path.abspath(images),
+    }
+    since = begin(output, settings, dict(zip(names, files, strict=True)), overwrite)
+    remove_temporaries(output)
+    summary, finished = Summary(), []
     for name, file in zip(tqdm(names, desc="fuse", unit="image"), files, strict=True):
         targets = format_files(output, name, ("coco",))["coco"]
-        if not overwrite and all(p.is_file() for p in targets):
+        if not overwrite and is_fresh(targets, since, file):
+            finished.append(name)
             summary.skipped += 1
             summary.written += targets
             continue
@@ -97,9 +112,10 @@ def convert_raw(
             blank = np.empty((*panoptic_seg.shape, 0), np.uint8)  # the COCO files need no photo
             result = PanopticResult.from_fusion(blank, panoptic_seg.numpy(), segments, classes)
             summary.written += write_formats(result, output, name, ("coco",))
+            finished.append(name)
         except UserError as error:
             summary.fail(error)
-    assemble_coco(output, names, ids)
+    assemble_coco(output, finished, ids)
     return summary
 
 

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from seamless_d2 import Predictor
+from seamless_d2.config import load_config
 from seamless_d2.errors import UserError
-from seamless_d2.prediction.files import predict_files, predict_files_on, predictor_options
+from seamless_d2.prediction.files import predict_files, predict_files_on
 from seamless_d2.prediction.formats import FORMATS
 
 from .pictures import photo
@@ -116,11 +117,12 @@ def test_two_processes_give_the_files_of_one(model_files, predictor, tmp_path: P
     inputs = [tmp_path / f"{k}.png" for k in range(3)] + [tmp_path / "3.png"]
     (tmp_path / "3.png").write_bytes(b"")
     predict_files(predictor, inputs, tmp_path / "one", ["coco"])
+    options = {"batch_size": 1, "amp": False, "compile": False, "short_side": None, "tile": None, "overlap": 256}
     summary = predict_files_on(
         ["cpu", "cpu"],
-        predictor.cfg,
+        load_config(model_files[0]),
         str(model_files[1]),
-        predictor_options(predictor),
+        options | {"tta": (), "raw": False},  # as the tool gives them
         inputs,
         tmp_path / "two",
         ["coco"],
@@ -128,6 +130,8 @@ def test_two_processes_give_the_files_of_one(model_files, predictor, tmp_path: P
     assert len(summary.failures) == 1 and len(summary.written) == 6
     for name in ("panoptic.json", "instances.json", "panoptic/2.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    # One process goes on where two were.
+    assert predict_files(predictor, inputs, tmp_path / "two", ["coco"]).skipped == 3
 
 
 def start(request: pytest.FixtureRequest, model_files: tuple[Path, Path], folder: Path, count: int) -> subprocess.Popen:
@@ -185,6 +189,6 @@ def test_killed_anywhere(model_files, tmp_path: Path, request: pytest.FixtureReq
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "700 files" in output and "were finished before" in output
-    assert check_whole(tmp_path / "out") == 100 * 7 + 3  # panoptic.json, instances.json, settings.json
+    assert check_whole(tmp_path / "out") == 100 * 7 + 4  # and panoptic, instances, settings and inputs
     assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]) == 100
     assert not [p for p in (tmp_path / "out").rglob(".*") if p.is_file()], "temporary files of the first run are left"

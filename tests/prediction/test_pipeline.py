@@ -99,3 +99,13 @@ def test_nothing_is_begun_after_the_end(predictor) -> None:
     outcomes.close()
     count = len(loaded)
     assert count < 15 and len(loaded) == count
+
+
+def test_failures_without_a_name_get_one(predictor) -> None:
+    def too_large() -> None:
+        raise MemoryError
+
+    jobs = [Job("huge.tif", too_large, id), Job("thin.png", lambda: photo(1, 3000), id)]
+    errors = [str(error) for _, error in run_jobs(predictor, jobs)]
+    assert errors[0].startswith("huge.tif does not fit into memory")
+    assert errors[1].startswith("thin.png: a picture of 3000 x 1 pixels")

@@ -75,3 +75,17 @@ def test_options(model_files) -> None:
             Predictor(*model_files, device="cpu", **options)
     with pytest.raises(UserError, match="'gpu' is not known"):
         Predictor(*model_files, device="gpu")
+
+
+def test_pictures_too_narrow_for_the_network(predictor) -> None:
+    with pytest.raises(UserError, match="3000 x 1 pixels is too narrow"):
+        predictor.predict(photo(1, 3000))
+    assert predictor.predict(photo(1, 1)).panoptic_seg.shape == (1, 1)
+    overlay = predictor.predict(photo(2, 6)).overlay()
+    assert overlay.shape == (480, 1440, 3)
+
+
+def test_devices_that_are_not_there(model_files) -> None:
+    for device in ("xpu", "mps", "meta"):
+        with pytest.raises(UserError, match=f"device '{device}' is not there"):
+            Predictor(*model_files, device)

@@ -151,3 +151,16 @@ def test_code_in_a_raw_file_does_not_run(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(UserError, match="cannot be read as a raw prediction"):
         load_raw(tmp_path / "evil.pth.tar")
     assert "ran" not in capsys.readouterr().out
+
+
+def test_other_thresholds_are_not_mixed_in(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    torch.save({"sem_pred": torch.zeros(6, 8, dtype=torch.int64)} | EMPTY, tmp_path / "raw" / "a.pth.tar")
+    arguments = tmp_path / "raw", tmp_path / "coco", CLASSES
+    convert_raw(*arguments, stuff_area_thresh=1)
+    with pytest.raises(UserError, match=r"other settings \(thresholds\)"):
+        convert_raw(*arguments, stuff_area_thresh=100)
+    convert_raw(*arguments, stuff_area_thresh=100, overwrite=True)
+    assert json.loads((tmp_path / "coco" / "panoptic.json").read_text())["annotations"][0]["segments_info"] == []
+    with pytest.raises(UserError, match="must be between 0 and 1"):
+        convert_raw(*arguments, score_thresh=50)
