@@ -197,9 +197,12 @@ def serve(predictor: Predictor, host: str = "127.0.0.1", port: int = 7860, max_m
     """Serve the page until Ctrl-C.
 
     Raises:
-        UserError: Gradio is not installed, or the port is taken.
+        UserError: Gradio is not installed, the port is taken, or a number is out of range.
     """
     import socket
+
+    if not 0 < port < 65536 or max_megabytes < 1:
+        raise UserError(f"port {port} (--port) must be 1 to 65535, {max_megabytes} (--max-megabytes) at least 1")
 
     app = build_app(predictor, max_megabytes)
     import uvicorn
