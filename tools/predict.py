@@ -14,8 +14,9 @@ one path a line, videos, or the number of a webcam (Ctrl-C ends it). Formats, se
     ids        NAME_ids.png (16 bits), NAME_ids.json
 
 Of a video, overlay and labelled are an mp4, in which an instance keeps its colour; the others are written per frame.
-Finished inputs are skipped; --overwrite does them again. A file that cannot be read is named and the rest goes on; the
-exit code is then 1. Pictures too large for the memory: --tile 2048x1024.
+Finished inputs are skipped, unless they have changed; --overwrite does them again. The output folder remembers settings
+and inputs (settings.json, inputs.json): those of other runs are not mixed in. A file that cannot be read is named and
+the rest goes on; the exit code is then 1. Pictures too large for the memory: --tile 2048x1024.
 """
 
 import argparse

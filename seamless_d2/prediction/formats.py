@@ -1,5 +1,6 @@
 """The files that a prediction is written as, and the COCO json files of a whole folder of predictions."""
 
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -125,8 +126,10 @@ def _write_raw(result: PanopticResult, name: str, path: Path) -> None:
         raise UserError("this result has no raw outputs; make the Predictor with raw=True")
     # A stored tensor takes its whole storage along.
     content = {k: v if v is None else v.clone() for k, v in result.raw.items()}
+    buffer = io.BytesIO()  # torch.save hides what the system says of a failed write
+    torch.save(content, buffer)
     with atomic_write(path) as file:
-        torch.save(content, file)
+        file.write(buffer.getbuffer())
 
 
 def _write_ids(result: PanopticResult, name: str, png: Path, description: Path) -> None:

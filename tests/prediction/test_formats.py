@@ -1,6 +1,7 @@
 """Every format, read back by a program that is not ours."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,18 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from seamless_d2 import PanopticResult
+from seamless_d2 import PanopticResult, Predictor
 from seamless_d2.data.metadata import Classes
 from seamless_d2.data.register import load_panoptic_json
 from seamless_d2.errors import UserError
-from seamless_d2.prediction.formats import assemble_coco, number_images, read_image_ids, save_picture, write_formats
+from seamless_d2.prediction.formats import (
+    FORMATS,
+    assemble_coco,
+    number_images,
+    read_image_ids,
+    save_picture,
+    write_formats,
+)
 
 from ..data.panoptic_files import CATEGORIES
 from .pictures import photo
@@ -186,3 +194,17 @@ def test_image_ids_that_are_not_certain() -> None:
 def test_no_jpeg_is_that_wide(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="larger than a JPEG can be"):
         save_picture(np.zeros((1, 66_000, 3), np.uint8), tmp_path / "a.jpg")
+
+
+def test_a_full_disk_is_named_for_every_format(model_files, tmp_path: Path) -> None:
+    result = Predictor(*model_files, "cpu", raw=True).predict(photo(200, 300))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for format in FORMATS:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+            with pytest.raises(OSError) as caught:
+                write_formats(result, tmp_path, "a", [format])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert Path(caught.value.filename).name.startswith("a")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
