@@ -68,8 +68,10 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
         raise UserError(
             f"{path} would be larger than a JPEG can be, {_MAX_JPEG_SIDE} pixels; choose --format coco or ids"
         )
+    buffer = io.BytesIO()  # Pillow, writing to a file, does not see that a full disk takes only a part
+    Image.fromarray(picture).save(buffer, format=format, quality=92)
     with atomic_write(path) as file:
-        Image.fromarray(picture).save(file, format=format, quality=92)
+        file.write(buffer.getbuffer())
 
 
 def save_png(array: np.ndarray, path: Path) -> None:
