@@ -33,7 +33,7 @@ lint: install ## check style and formatting
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 
-benchmark: install ## measure speed and memory
+benchmark: install ## measure speed and memory against Detectron2, on the GPU if there is one
 	.venv/bin/python tools/benchmark.py all --against detectron2
 
 clean: ## remove builds and caches, but not .venv
