@@ -70,8 +70,10 @@ def to_tensor(image: np.ndarray, channel_order: str) -> torch.Tensor:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        array = np.asarray(image, dtype=np.float64)
+        array = np.nan_to_num(np.asarray(image, dtype=np.float64))
         high = 65535 if array.max(initial=0) > 255 else 255
+        if image.mode == "F" and array.max(initial=0) <= 1:
+            high = 1  # floats are fractions of white, unless they cannot be
         grey = np.clip(array * (255 / high) + 0.5, 0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if "A" in image.mode or "transparency" in image.info:

@@ -1,5 +1,6 @@
 """Reading photos and id maps."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +17,12 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path) -> None:
     assert np.array_equal(read_photo(tmp_path / "grey.png"), np.repeat(grey[:, :, None], 3, 2))
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     assert np.array_equal(read_photo(tmp_path / "deep.png"), np.repeat(grey[:, :, None], 3, 2))
+    for high in (255, 1):
+        Image.fromarray((grey * (high / 255)).astype(np.float32)).save(tmp_path / "float.tif")
+        assert np.array_equal(read_photo(tmp_path / "float.tif")[:, :, 0], grey)
+    deep = np.random.RandomState(0).randint(0, 65536, (3, 4, 3)).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "deep_rgb.png"), deep)
+    assert np.array_equal(read_photo(tmp_path / "deep_rgb.png"), deep[:, :, ::-1] >> 8)
     rgba = np.zeros((3, 4, 4), np.uint8)
     rgba[:, :2, 3] = 255
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
