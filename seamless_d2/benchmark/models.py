@@ -88,6 +88,10 @@ def force_detections(model: nn.Module) -> nn.Module:
     sides = (anchors[:, 2:] - anchors[:, :2]).prod(dim=1).sqrt()
     wanted = 32 * 6 ** torch.linspace(0, 1, len(anchors), device=sides.device)
     rpn.rpn_head.anchor_deltas.bias.view(-1, 4)[:, 2:] = (wanted / sides).log()[:, None]
+    # The anchors of a place compete alike, else the sizes of the boxes would be a matter of chance.
+    rpn.rpn_head.objectness_logits.weight.copy_(
+        rpn.rpn_head.objectness_logits.weight[:1].clone().expand_as(rpn.rpn_head.objectness_logits.weight)
+    )
     heads.box_predictor.cls_score.bias[0] = 6
     heads.mask_head.predictor.bias.fill_(2)
     return model
