@@ -24,6 +24,8 @@ def upsampled_labels(logits: Tensor, padded_size: tuple[int, int], image_size: t
     Returns:
         (height, width) labels, uint8 where C allows it, else int64.
     """
+    # Tracing passes sizes as tensors.
+    padded_size, image_size = ((int(size[0]), int(size[1])) for size in (padded_size, image_size))
     scores = logits[0].float()
     count, (h, w) = len(scores), scores.shape[-2:]
     dtype = torch.uint8 if count <= 256 else torch.int64
@@ -71,14 +73,14 @@ def interpolated_band(scores: Tensor, top: Tensor, bottom: Tensor, down: Tensor,
     """Some rows of the bilinear interpolation of scores.
 
     Args:
-        scores: (C, h, w) float.
+        scores: (C, h, w) float of any precision.
         top, bottom, down: of those rows, see ``neighbours``.
         padded_width: width of the result.
 
     Returns:
-        (C, rows, padded_width).
+        (C, rows, padded_width) float32.
     """
-    vertical = torch.lerp(scores[:, top], scores[:, bottom], down[None, :, None])
+    vertical = torch.lerp(scores[:, top].float(), scores[:, bottom].float(), down[None, :, None])
     size = (vertical.shape[1], padded_width)
     return F.interpolate(vertical[None], size=size, mode="bilinear", align_corners=False)[0]
 
