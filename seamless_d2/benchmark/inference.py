@@ -98,17 +98,17 @@ def _variants(cfg: CfgNode, picture: Tensor) -> dict[str, Inference]:
 
     def make(dtype: torch.dtype | None, channels_last: bool = True, compiled: bool = False) -> Inference:
         model = build_for_inference(cfg)
-        if channels_last:
-            model.to(memory_format=torch.channels_last)
+        if not channels_last:
+            model.to(memory_format=torch.contiguous_format)
         return Inference(compile_network(model) if compiled else model, picture, dtype)
 
     if not picture.is_cuda:
-        return {"fp32 channels-last": make(None), "bf16": make(torch.bfloat16, channels_last=False)}
+        return {"fp32 channels-first": make(None, channels_last=False), "bf16": make(torch.bfloat16)}
     return {
-        "fp32 channels-last": make(None),
-        "bf16": make(torch.bfloat16, channels_last=False),
-        "bf16 channels-last": make(torch.bfloat16),
-        "bf16 channels-last compiled": make(torch.bfloat16, compiled=True),
+        "fp32 channels-first": make(None, channels_last=False),
+        "bf16 channels-first": make(torch.bfloat16, channels_last=False),
+        "bf16": make(torch.bfloat16),
+        "bf16 compiled": make(torch.bfloat16, compiled=True),
     }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..config import get_config
 from ..data.toy_streets import CATEGORIES, generate_scene
 from ..errors import UserError
-from ..modeling.fold import fold_norms
+from ..modeling.fold import prepare_for_inference
 from ..modeling.ground_truth import SegmentMasks
 
 _STOCK_CONFIG = "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"
@@ -98,9 +98,9 @@ def force_detections(model: nn.Module) -> nn.Module:
 
 
 def build_for_inference(cfg: CfgNode) -> nn.Module:
-    """Either model, ready to detect; ours with its norms folded."""
+    """Either model, ready to detect; ours with its norms folded and its channels last."""
     model = force_detections(build(cfg)).eval()
-    return fold_norms(model) if cfg.MODEL.META_ARCHITECTURE == "SeamlessPanoptic" else model
+    return prepare_for_inference(model) if cfg.MODEL.META_ARCHITECTURE == "SeamlessPanoptic" else model
 
 
 def street_picture(height: int, width: int, device: str = "cpu") -> Tensor:

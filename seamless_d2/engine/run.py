@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from ..checkpoint import load_weights
 from ..evaluation.tables import without_nan
 from ..files import write_json
-from ..modeling.fold import fold_norms
+from ..modeling.fold import prepare_for_inference
 from .dry_run import dry_run
 from .setup import load_and_check, setup
 from .trainer import SeamlessTrainer
@@ -21,7 +21,7 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     """Evaluate MODEL.WEIGHTS on DATASETS.TEST; the results also go to OUTPUT_DIR/evaluation.json."""
     model = build_model(cfg)
     load_weights(model, cfg.MODEL.WEIGHTS)
-    fold_norms(model)
+    prepare_for_inference(model)
     results = SeamlessTrainer.test(cfg, model)
     if comm.is_main_process():
         write_json(os.path.join(cfg.OUTPUT_DIR, "evaluation.json"), without_nan(results), indent=2)

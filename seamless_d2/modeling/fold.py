@@ -68,6 +68,14 @@ def _scale(layer: nn.Module, scale: Tensor, shift: Tensor, axis: int) -> None:
     layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
 
 
+def prepare_for_inference(model: nn.Module) -> nn.Module:
+    """Fold the norms, and keep weights and features with the channels last, which is faster on CPUs and GPUs; in place.
+
+    See ``fold_norms``.
+    """
+    return fold_norms(model).to(memory_format=torch.channels_last)
+
+
 def compile_network(model: nn.Module, **options: Any) -> nn.Module:
     """Compile the trunk and the semantic head, where nearly all of the work is, with ``torch.compile``; in place.
 

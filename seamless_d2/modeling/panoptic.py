@@ -161,6 +161,8 @@ class SeamlessPanoptic(PanopticFPN):
         padded_size = tuple(images.tensor.shape[-2:])
         if fuse or "instances" in self.outputs:
             proposals, _ = self.proposal_generator(images, features, None)
+            # ROIAlign would bring channels-last maps into its layout once per head.
+            features = {name: features[name].contiguous() for name in self.roi_heads.in_features}
             if self.outputs == ("panoptic_seg",) and not everything:
                 # What does not enter the map needs no mask.
                 detections = self.roi_heads.detect_boxes(features, proposals, padded_size)

@@ -1,5 +1,7 @@
 """Instance head: box and mask branches on exactly placed ROI features, void-aware mask loss (paper, section 4.3)."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -18,6 +20,8 @@ from .nms import batched_nms
 from .norm import NormFactory, init_xavier, norm_act_from_config
 
 Size = tuple[int, int]
+# ROIs per thread from which threads pay.
+_MIN_ROIS = 16
 
 
 class SeamlessROIPooler(ROIPooler):
@@ -65,9 +69,19 @@ class SeamlessROIPooler(ROIPooler):
             ratio = rois.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
             # aligned=True subtracts half a feature pixel again.
             boxes = torch.cat([rois[index, :1], (rois[index, 1:] - 0.5) * ratio + 0.5], dim=1)
-            pooled = roi_align(features, boxes.to(features.dtype), self.output_size, 1.0, self.sampling_ratio, True)
-            output = output.index_put((index,), pooled)
+            output = output.index_put((index,), self._align(features, boxes.to(features.dtype)))
         return output
+
+    def _align(self, features: Tensor, boxes: Tensor) -> Tensor:
+        def align(part: Tensor) -> Tensor:
+            return roi_align(features, part, self.output_size, 1.0, self.sampling_ratio, True)
+
+        threads = torch.get_num_threads()
+        if features.is_cuda or features.requires_grad or len(boxes) < _MIN_ROIS * threads or threads == 1:
+            return align(boxes)
+        # torchvision's kernel for CPUs works in one thread.
+        with ThreadPoolExecutor(threads) as pool:
+            return torch.cat(list(pool.map(align, boxes.chunk(threads))))
 
 
 class NormLinear(nn.Linear):

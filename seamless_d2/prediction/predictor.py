@@ -19,7 +19,7 @@ from ..data.images import read_photo, to_tensor
 from ..data.metadata import Classes
 from ..data.transforms import build_resize
 from ..errors import UserError
-from ..modeling.fold import compile_network, fold_norms
+from ..modeling.fold import compile_network, prepare_for_inference
 from ..modeling.fusion import SegmentInfo
 from ..modeling.panoptic import NetworkOutput
 from .raw import make_raw
@@ -116,9 +116,7 @@ class Predictor:
         )
         self.model = build_model(cfg).eval()
         load_weights(self.model, cfg.MODEL.WEIGHTS)
-        fold_norms(self.model)
-        if amp and self.model.device.type == "cuda":
-            self.model.to(memory_format=torch.channels_last)  # as the tensor cores want it
+        prepare_for_inference(self.model)
         if compile:
             compile_network(self.model)
         self.classes = Classes.from_config(cfg) or _numbered_classes(cfg)

@@ -434,3 +434,18 @@ def test_levels_follow_the_canonical_size(toy_cfg: CfgNode) -> None:
     boxes = torch.tensor([[0.0, 0, 19, 19], [0, 0, 20, 20], [0, 0, 39, 39], [0, 0, 40, 40], [0, 0, 96, 64]])
     pooled = pooler(features, [Boxes(boxes)], (64, 96))
     assert pooled[:, 0, 3, 3].tolist() == [0, 1, 1, 2, 2]
+
+
+def test_threads_of_roi_align_change_nothing() -> None:
+    pooler = SeamlessROIPooler(7, [4, 8], 2)
+    features = [torch.randn(2, 5, 32, 48), torch.randn(2, 5, 16, 24)]
+    corners = torch.rand(90, 2) * 100
+    boxes = [Boxes(torch.cat([corners, corners + 5 + torch.rand(90, 2) * 200], dim=1)) for _ in range(2)]
+    with torch.no_grad():
+        expected = pooler(features, boxes)
+        torch.set_num_threads(2)
+        try:
+            found = pooler(features, boxes)
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(expected, found)
