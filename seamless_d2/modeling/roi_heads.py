@@ -69,10 +69,14 @@ class SeamlessROIPooler(ROIPooler):
             ratio = rois.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
             # aligned=True subtracts half a feature pixel again.
             boxes = torch.cat([rois[index, :1], (rois[index, 1:] - 0.5) * ratio + 0.5], dim=1)
-            output = output.index_put((index,), self._align(features, boxes.to(features.dtype)))
+            output = output.index_put((index,), self._align(features, boxes))
         return output
 
     def _align(self, features: Tensor, boxes: Tensor) -> Tensor:
+        if features.dtype in (torch.bfloat16, torch.float16):
+            # The kernel wants one type for both, and 8 bits cannot say where a box lies.
+            return self._align(features.float(), boxes).to(features.dtype)
+
         def align(part: Tensor) -> Tensor:
             return roi_align(features, part, self.output_size, 1.0, self.sampling_ratio, True)
 
