@@ -1,5 +1,6 @@
 """Panoptic fusion (paper, section 4.4): instances by descending score, then stuff on the pixels that are left."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .paste import Pasted, paste_all, paste_mask
+from .paste import Pasted, axis_weights, paste_all, paste_mask
 
 SegmentInfo = dict[str, Any]
 
@@ -73,6 +74,8 @@ def fuse_panoptic(
     return add_stuff(panoptic_seg, segments_info, sem_seg, num_stuff, stuff_area_thresh), segments_info
 
 
+# Instances whose weights are made together.
+_TOGETHER = 64
 # Labels in a byte: the last value is for what is no stuff.
 _MAX_BYTE = 255
 
@@ -95,23 +98,33 @@ def _claim_in_turn(
     """
     panoptic_seg = np.zeros(size, np.int32)
     held = np.zeros(size, bool)
-    areas, kept = [], 0
-    for mask, box in zip(masks.numpy(), boxes, strict=True):
-        free_area = 0
-        if (window := _window(box, size)) is not None:
-            x0, y0, x1, y1 = window
-            foreground = paste_mask(mask, box, window)
-            held_here = held[y0:y1, x0:x1]
-            free = np.greater(foreground, held_here)
-            area, free_area = int(np.count_nonzero(foreground)), int(np.count_nonzero(free))
-            if free_area == 0 or (area - free_area) / area > overlap_thresh:
-                free_area = 0
-            else:
-                kept += 1
-                np.copyto(panoptic_seg[y0:y1, x0:x1], np.int32(kept), where=free)
-                np.logical_or(held_here, free, out=held_here)
-        areas.append(free_area)
+    areas, kept = [0] * len(boxes), 0
+    windows = [(k, window) for k, box in enumerate(boxes) if (window := _window(box, size)) is not None]
+    probabilities = masks.numpy()
+    for (k, (x0, y0, x1, y1)), down, across in _with_weights(windows, boxes, masks.shape[1:]):
+        foreground = paste_mask(probabilities[k], down, across)
+        held_here = held[y0:y1, x0:x1]
+        free = np.greater(foreground, held_here)
+        area, free_area = int(np.count_nonzero(foreground)), int(np.count_nonzero(free))
+        if free_area > 0 and (area - free_area) / area <= overlap_thresh:
+            kept += 1
+            areas[k] = free_area
+            np.copyto(panoptic_seg[y0:y1, x0:x1], np.int32(kept), where=free)
+            np.logical_or(held_here, free, out=held_here)
     return torch.from_numpy(panoptic_seg), areas
+
+
+def _with_weights(
+    windows: list[tuple[int, tuple[int, int, int, int]]], boxes: list[list[float]], cells: tuple[int, int]
+) -> Iterator[tuple[tuple[int, tuple[int, int, int, int]], np.ndarray, np.ndarray]]:
+    """Each instance and its window with the ``axis_weights`` of its rows and columns."""
+    for start in range(0, len(windows), _TOGETHER):
+        group = windows[start : start + _TOGETHER]
+        corners, places = np.array([w for _, w in group]), np.array([boxes[k] for k, _ in group], np.float32)
+        rows, columns = (
+            axis_weights(places[:, i], places[:, i + 2], corners[:, i], corners[:, i + 2], cells[1 - i]) for i in (1, 0)
+        )
+        yield from zip(group, rows, columns, strict=True)
 
 
 def _claim_in_rounds(

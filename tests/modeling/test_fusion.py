@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seamless_d2.modeling import fusion, paste
 from seamless_d2.modeling.fusion import fuse_panoptic, resize_panoptic
-from seamless_d2.modeling.paste import paste_all, paste_mask
+from seamless_d2.modeling.paste import axis_weights, paste_all, paste_mask
 
 STUFF = 3  # classes; things follow
 
@@ -179,16 +179,23 @@ def random_detections(count: int, height: int, width: int) -> tuple[Tensor, Tens
     return boxes, torch.randint(0, 4, (count,)), torch.randint(0, 20, (count,)) / 20, blobs
 
 
+def paste_at(mask: np.ndarray, box: list[float], window: tuple[int, int, int, int]) -> np.ndarray:
+    """``paste_mask`` of one box."""
+    b, w = np.array([box], np.float32), np.array([window])
+    (rows,), (columns,) = (axis_weights(b[:, i], b[:, i + 2], w[:, i], w[:, i + 2], 28) for i in (1, 0))
+    return paste_mask(mask, rows, columns)
+
+
 def test_paste_mask_is_bilinear_sampling_with_zero_padding() -> None:
     boxes, _, _, masks = random_detections(200, 40, 60)
     foreground = 0
     for box, mask in zip(boxes, masks.sigmoid(), strict=True):
         exact = pasted_probabilities(mask, box, 40, 60)
-        pasted = torch.from_numpy(paste_mask(mask.numpy(), box.tolist(), (0, 0, 60, 40)))
+        pasted = torch.from_numpy(paste_at(mask.numpy(), box.tolist(), (0, 0, 60, 40)))
         different = pasted != (exact > 0.5)
         assert ((exact - 0.5).abs()[different] < 1e-4).all()  # float32 against float64
         foreground += int(pasted.sum())
-        part = torch.from_numpy(paste_mask(mask.numpy(), box.tolist(), (13, 7, 41, 30)))
+        part = torch.from_numpy(paste_at(mask.numpy(), box.tolist(), (13, 7, 41, 30)))
         assert ((exact - 0.5).abs()[7:30, 13:41][part != pasted[7:30, 13:41]] < 1e-4).all()
     assert foreground > 10_000
 
@@ -205,19 +212,19 @@ def test_all_masks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         alone = torch.zeros(40, 60, dtype=torch.bool)
         if window is not None:
             x0, y0, x1, y1 = window
-            alone[y0:y1, x0:x1] = torch.from_numpy(paste_mask(mask.numpy(), box.tolist(), window))
+            alone[y0:y1, x0:x1] = torch.from_numpy(paste_at(mask.numpy(), box.tolist(), window))
         near = (pasted_probabilities(mask, box, 40, 60) - 0.5).abs() < 1e-4
         assert not ((at_once.view(40, 60) != alone) & ~near).any()
     assert len(paste_all(masks[:0], boxes[:0], [], 60).pixel) == 0
 
 
 def test_saturated_mask_fills_an_integer_box_exactly() -> None:
-    mask = paste_mask(np.ones((28, 28), np.float32), [3.0, 2.0, 8.0, 4.0], (0, 0, 10, 6))
+    mask = paste_at(np.ones((28, 28), np.float32), [3.0, 2.0, 8.0, 4.0], (0, 0, 10, 6))
     expected = np.zeros((6, 10), bool)
     expected[2:4, 3:8] = True
     assert np.array_equal(mask, expected)
     # At exactly one half a pixel is not foreground.
-    assert not paste_mask(np.full((28, 28), 0.5, np.float32), [3.0, 2.0, 8.0, 4.0], (0, 0, 10, 6)).any()
+    assert not paste_at(np.full((28, 28), 0.5, np.float32), [3.0, 2.0, 8.0, 4.0], (0, 0, 10, 6)).any()
 
 
 @pytest.mark.parametrize("overlap_thresh", [0.0, 0.3, 0.5, 0.9, 1.0])
