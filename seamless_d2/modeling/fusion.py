@@ -183,17 +183,20 @@ def _add_stuff(
 def _add_stuff_on_cpu(
     panoptic_seg: Tensor, segments_info: list[SegmentInfo], sem_seg: Tensor, num_stuff: int, stuff_area_thresh: int
 ) -> Tensor:
-    """The same in bytes: OpenCV counts and looks them up many times faster than tensors of 8-byte labels."""
+    """The same in bytes, which are looked up many times faster than labels of 8 bytes."""
     ids, semantic = panoptic_seg.numpy(), sem_seg.numpy()
     labels = np.empty(ids.shape, np.uint8)
-    counts = np.zeros(_MAX_BYTE + 1, np.int64)
-    # In bands that stay in the cache; OpenCV's float32 counts are exact up to 2^24.
-    rows = max(1, min(_BAND_PIXELS // max(1, ids.shape[1]), _BAND_PIXELS))
+    # In bands that stay in the cache.
+    rows = max(1, _BAND_PIXELS // max(1, ids.shape[1]))
     for top in range(0, len(ids), rows):
         band = labels[top : top + rows]
         np.minimum(semantic[top : top + rows], num_stuff, out=band, casting="unsafe")
         np.copyto(band, np.uint8(num_stuff), where=ids[top : top + rows] != 0)
-        counts += cv2.calcHist([band], [0], None, [_MAX_BYTE + 1], [0, _MAX_BYTE + 1]).ravel().astype(np.int64)
+    # Labels change rarely from one pixel to the next: runs are counted, not pixels.
+    flat = labels.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    lengths = np.diff(starts, append=flat.size)
+    counts = np.bincount(flat[starts], weights=lengths, minlength=_MAX_BYTE + 1).astype(np.int64)
     segment_of_label = _name_stuff(counts[:num_stuff].tolist(), segments_info, stuff_area_thresh)
     table = np.zeros(_MAX_BYTE + 1, np.int32)
     table[:num_stuff] = segment_of_label
