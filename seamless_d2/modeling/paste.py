@@ -48,7 +48,8 @@ def paste_mask(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nd
         (H, W) bool: bilinear probability strictly above one half at the pixel's centre.
     """
     # PyTorch's product shares its threads with the network; NumPy's would compete with them.
-    product = torch.from_numpy(rows) @ torch.from_numpy(mask) @ torch.from_numpy(columns).T
+    with torch.autocast("cpu", enabled=False):
+        product = torch.from_numpy(rows) @ torch.from_numpy(mask) @ torch.from_numpy(columns).T
     return product.numpy() > 0.5
 
 

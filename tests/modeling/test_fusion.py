@@ -248,6 +248,15 @@ def test_rounds_give_what_turns_give(overlap_thresh: float) -> None:
     assert empty[1] == [] and not empty[0].any()
 
 
+def test_autocast_changes_nothing() -> None:
+    boxes, classes, scores, logits = random_detections(40, 60, 80)
+    arguments = (torch.zeros(60, 80, dtype=torch.int64), boxes, classes, scores, logits)
+    expected = fuse_panoptic(*arguments, num_stuff=STUFF, score_thresh=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fuse_panoptic(*arguments, num_stuff=STUFF, score_thresh=0.1)
+    assert torch.equal(expected[0], found[0]) and expected[1] == found[1]
+
+
 def test_many_classes_and_other_label_types() -> None:
     """Labels beyond a byte take another way; bytes are as good as 64 bits."""
     sem_seg = torch.arange(400).view(20, 20)

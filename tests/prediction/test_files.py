@@ -111,7 +111,11 @@ def test_an_output_that_cannot_be_written(predictor, tmp_path: Path) -> None:
         predict_files(predictor, [tmp_path / "a.png"], tmp_path / "file" / "out")
 
 
-def test_two_processes_give_the_files_of_one(model_files, predictor, tmp_path: Path) -> None:
+def test_two_processes_give_the_files_of_one(
+    model_files, predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The number of threads decides in which order numbers are summed.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for k in range(3):
         Image.fromarray(photo(seed=k)).save(tmp_path / f"{k}.png")
     inputs = [tmp_path / f"{k}.png" for k in range(3)] + [tmp_path / "3.png"]
