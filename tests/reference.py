@@ -149,6 +149,20 @@ def load_infos(name: str) -> list[dict[str, Any]]:
     return json.loads((ASSETS / f"{name}.json").read_text())
 
 
+def fusion_case(
+    info: dict[str, Any], numbers: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[int]]:
+    """The arrays of one fusion case, the map that the original makes of them, and its segments' classes."""
+    prefix = f"{info['case']:02d}_"
+    case = {k.removeprefix(prefix): v for k, v in numbers.items() if k.startswith(prefix)}
+    # The original sorts equal scores in any order; "_stable" is its result when they keep theirs, as they do here.
+    suffix = "_stable" if "msk_stable" in case else ""
+    categories = case[f"cat{suffix}"]
+    # Crowd segments come last; the stable results do not list them again.
+    crowd = np.arange(len(categories)) >= len(categories) - case["iscrowd"].sum()
+    return case, *visible_segments(case[f"msk{suffix}"], categories, crowd)
+
+
 def xyxy(boxes: np.ndarray) -> Tensor:
     """The original's boxes (y0, x0, y1, x1) in our order."""
     return torch.from_numpy(np.ascontiguousarray(boxes[:, [1, 0, 3, 2]]))

@@ -38,6 +38,7 @@ from .reference import (
     change_ini,
     filled_state,
     find_cases,
+    fusion_case,
     load_case,
     load_image,
     load_infos,
@@ -269,8 +270,7 @@ def fusion_numbers() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("info", load_infos("fusion_cases"), ids=lambda info: f"{info['case']:02d}")
 def test_fusion(info: dict, fusion_numbers: dict[str, np.ndarray], differences: Differences) -> None:
-    prefix = f"{info['case']:02d}_"
-    numbers = {k.removeprefix(prefix): v for k, v in fusion_numbers.items() if k.startswith(prefix)}
+    numbers, expected, categories = fusion_case(info, fusion_numbers)
     if "bbx_pred" in numbers:
         boxes = xyxy(numbers["bbx_pred"])
         classes, scores, masks = (torch.from_numpy(numbers[k]) for k in ("cls_pred", "obj_pred", "msk_pred"))
@@ -289,12 +289,6 @@ def test_fusion(info: dict, fusion_numbers: dict[str, np.ndarray], differences: 
         overlap_thresh=overlap_thresh,
         stuff_area_thresh=stuff_area_thresh,
     )
-    # The original sorts equal scores in any order; "_stable" is its result when they keep theirs, as they do here.
-    suffix = "_stable" if "msk_stable" in numbers else ""
-    segment_map, categories = numbers[f"msk{suffix}"], numbers[f"cat{suffix}"]
-    # Crowd segments come last; the stable results do not list them again.
-    crowd = np.arange(len(categories)) >= len(categories) - numbers["iscrowd"].sum()
-    expected, categories = visible_segments(segment_map, categories, crowd)
     assert semantic_classes(segments_info, info["num_stuff"]) == categories
     different = int((panoptic_seg.numpy() != expected).sum())
     assert differences.add("fusion", "all cases", "pixels", different) == 0

@@ -19,7 +19,7 @@ from seamless_d2.prediction.raw import fuse_raw, load_raw
 from seamless_d2.prediction.raw_to_coco import convert_raw, read_classes
 
 from ..data.panoptic_files import CATEGORIES
-from ..reference import load_infos, load_numbers, visible_segments
+from ..reference import fusion_case, load_infos, load_numbers
 from .pictures import photo
 
 CLASSES = Classes.from_categories(CATEGORIES, "test")
@@ -28,8 +28,7 @@ EMPTY = dict.fromkeys(["bbx_pred", "cls_pred", "obj_pred", "msk_pred"])
 
 @pytest.mark.parametrize("info", load_infos("fusion_cases"), ids=lambda info: f"{info['case']:02d}")
 def test_the_originals_files_give_the_originals_map(info, tmp_path: Path) -> None:
-    prefix = f"{info['case']:02d}_"
-    numbers = {k.removeprefix(prefix): v for k, v in load_numbers("fusion_cases").items() if k.startswith(prefix)}
+    numbers, expected, _ = fusion_case(info, load_numbers("fusion_cases"))
     raw = EMPTY | {k: torch.from_numpy(v) for k, v in numbers.items() if k.endswith("_pred")}
     raw["sem_pred"] = raw["sem_pred"].long()
     torch.save(raw, tmp_path / "a.pth.tar")
@@ -43,10 +42,7 @@ def test_the_originals_files_give_the_originals_map(info, tmp_path: Path) -> Non
         overlap_thresh=overlap_thresh,
         stuff_area_thresh=stuff_area_thresh,
     )
-    suffix = "_stable" if "msk_stable" in numbers else ""
-    segment_map, categories = numbers[f"msk{suffix}"], numbers[f"cat{suffix}"]
-    crowd = np.arange(len(categories)) >= len(categories) - numbers["iscrowd"].sum()
-    assert np.array_equal(panoptic_seg.numpy(), visible_segments(segment_map, categories, crowd)[0])
+    assert np.array_equal(panoptic_seg.numpy(), expected)
 
 
 def test_same_files_as_direct_prediction(model_files, tmp_path: Path) -> None:
