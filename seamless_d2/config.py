@@ -26,7 +26,7 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEAMLESS.INPLACE_NORM = False
     # Stages of the ResNet ("res2" ... "res5") that keep only their input in training and are computed again in the
     # backward pass.
-    cfg.MODEL.SEAMLESS.CHECKPOINT_STAGES = []
+    cfg.MODEL.SEAMLESS.GRADIENT_CHECKPOINTING = []
     # Memory format of weights and features: channels last is what tensor cores want (AMP on a GPU).
     cfg.MODEL.SEAMLESS.CHANNELS_LAST = False
     # Groups of group normalisation, wherever a NORM key says "GN".
@@ -44,10 +44,9 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS = False
     # Names, colours and data set ids of the classes: things in the order 0..T-1, "stuff" all C semantic classes (stuff,
     # then things). Written by training and by the converters, so that a prediction needs only yaml and weights.
-    cfg.MODEL.SEAMLESS.THING_CLASSES = []
-    cfg.MODEL.SEAMLESS.STUFF_CLASSES = []
-    cfg.MODEL.SEAMLESS.STUFF_COLORS = []
-    cfg.MODEL.SEAMLESS.STUFF_DATASET_IDS = []
+    cfg.MODEL.SEAMLESS.CLASS_NAMES = []
+    cfg.MODEL.SEAMLESS.CLASS_COLORS = []
+    cfg.MODEL.SEAMLESS.CLASS_DATASET_IDS = []
 
     # --- backbone ---------------------------------------------------------------------------------------------
     # Stride-2 levels added to the FPN from the last backbone stage (p6, p7, ...).
@@ -59,7 +58,7 @@ def add_seamless_config(cfg: CfgNode) -> None:
     # Dilation of the dilated 3x3 convolution.
     cfg.MODEL.SEM_SEG_HEAD.DILATION = 6
     # Share of the hardest pixels of each image that enter the loss; 1.0 takes them all.
-    cfg.MODEL.SEM_SEG_HEAD.HARD_PIXEL_FRACTION = 0.25
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_TOP_K = 0.25
 
     # --- region proposals -------------------------------------------------------------------------------------
     # Normalisation of the RPN's 3x3 convolution (as every NORM key: BN, SyncBN, FrozenBN, GN or Affine).
@@ -99,8 +98,8 @@ def add_seamless_config(cfg: CfgNode) -> None:
     # What AP and mIoU are measured on: "separate" = the heads' outputs, "panoptic" = instances and classes of the fused
     # map, as the original does by default.
     cfg.TEST.EVAL_MODE = "separate"
-    # Where PQ and mIoU are measured: "output" = at the picture's size, "input" = at the network's, the truth brought
-    # there by nearest sampling, as the original's published numbers were. AP is always at the picture's size.
+    # Where PQ and mIoU are measured: "output" = at the image's size, "input" = at the network's, the ground truth brought
+    # there by nearest sampling, as the original's published numbers were. AP is always at the image's size.
     cfg.TEST.EVAL_RESOLUTION = "output"
     # Void and crowd rules of PQ: "panopticapi", or "original" (crowd is void, absent classes count as 0 in the means).
     cfg.TEST.PQ_RULES = "panopticapi"
@@ -108,8 +107,8 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.TEST.BOUNDARY_IOU = False
     # Write metrics.json, per_class.csv and report.html to OUTPUT_DIR/inference.
     cfg.TEST.REPORT = True
-    # Pictures for TensorBoard at each evaluation during training: photo, truth and prediction.
-    cfg.TEST.NUM_PICTURES = 4
+    # Images for TensorBoard at each evaluation during training: image, ground truth and prediction.
+    cfg.TEST.NUM_VISUALIZED_IMAGES = 4
 
     # --- Weights & Biases --------------------------------------------------------------------------------------
     # Also send all scalars there (pip install seamless_d2[wandb]); WANDB_MODE=offline keeps them on this machine.
@@ -118,14 +117,16 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.WANDB.PROJECT = "seamless_d2"
 
     # --- solver -----------------------------------------------------------------------------------------------
-    # One kernel for a whole step of the optimiser.
-    cfg.SOLVER.FUSED = False
+    # The optimizer: "SGD" (with MOMENTUM and NESTEROV) or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Take a whole step of the optimizer in one kernel.
+    cfg.SOLVER.FUSED_OPTIMIZER = False
     # Factor on the learning rate of normalisation parameters; 0 freezes them (running statistics still update).
     cfg.SOLVER.NORM_LR_FACTOR = 1.0
     # Length of the training in epochs; above 0 it overrides MAX_ITER.
     cfg.SOLVER.EPOCHS = 0
     # LR_SCHEDULER_NAME may also be "Poly", "Linear", "Step" or "MultiStep": the original's formulas, counting from 1.
-    cfg.SOLVER.POLY_POWER = 0.9
+    cfg.SOLVER.POLY_LR_POWER = 0.9
     # End points of "Linear", as factors on BASE_LR.
     cfg.SOLVER.LINEAR_RANGE = [1.0, 0.0]
     # Length of one step of "Step", in the unit of SCHEDULE_BY.
@@ -149,16 +150,6 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 5
     # Iterations between two lines of progress.
     cfg.SOLVER.LOG_PERIOD = 20
-
-    # --- other defaults that the method wants -----------------------------------------------------------------
-    cfg.MODEL.META_ARCHITECTURE = "SeamlessPanoptic"
-    cfg.MODEL.BACKBONE.NAME = "build_seamless_resnet_fpn_backbone"
-    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "SeamlessRPN"
-    cfg.MODEL.RPN.HEAD_NAME = "SeamlessRPNHead"
-    cfg.MODEL.ROI_HEADS.NAME = "SeamlessROIHeads"
-    cfg.MODEL.ROI_BOX_HEAD.NAME = "SeamlessBoxHead"
-    cfg.MODEL.ROI_MASK_HEAD.NAME = "SeamlessMaskHead"
-    cfg.MODEL.SEM_SEG_HEAD.NAME = "SeamlessSemSegHead"
 
 
 CHOICES = {

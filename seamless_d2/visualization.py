@@ -1,4 +1,4 @@
-"""Overlay pictures of panoptic results."""
+"""Overlay images of panoptic results."""
 
 import colorsys
 from collections.abc import Iterator
@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .data.mapper import label_boxes
-from .data.metadata import Classes, Color
-from .modeling.fusion import SegmentInfo
+from .structures.classes import Classes, Color
+from .structures.id_maps import SegmentInfo, label_boxes
 
 
 @lru_cache(maxsize=8)
@@ -51,17 +50,17 @@ def _contours(panoptic_seg: np.ndarray, is_thing: np.ndarray, width: int) -> np.
 
 
 def _bands(height: int) -> Iterator[slice]:
-    """Rows in portions: temporaries stay small however large the picture."""
+    """Rows in portions: temporaries stay small however large the image."""
     return (slice(top, min(top + 256, height)) for top in range(0, height, 256))
 
 
 def _draw_labels(
-    picture: np.ndarray, panoptic_seg: np.ndarray, segments: list[SegmentInfo], classes: Classes
+    image: np.ndarray, panoptic_seg: np.ndarray, segments: list[SegmentInfo], classes: Classes
 ) -> np.ndarray:
     """Write each segment's class (and score) at the point deepest inside it, where there is room."""
-    image = Image.fromarray(picture)
-    draw = ImageDraw.Draw(image)
-    size = max(11, round(min(picture.shape[:2]) / 32))
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    size = max(11, round(min(image.shape[:2]) / 32))
     font = _font(size)
     taken: list[tuple[float, float, float, float]] = []
     # Labels need no exact place: a coarse map has it in a fraction of the time.
@@ -82,13 +81,13 @@ def _draw_labels(
         y, x = np.unravel_index(depth.argmax(), depth.shape)
         x, y = (x0 + x - 0.5) * step, (y0 + y - 0.5) * step
         left, top, right, bottom = draw.textbbox((x, y), text, font=font, anchor="mm", stroke_width=2)
-        shift = min(0, picture.shape[1] - right) + max(0, -left)
+        shift = min(0, image.shape[1] - right) + max(0, -left)
         box = (left + shift, top, right + shift, bottom)
         if any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
             continue
         taken.append(box)
         draw.text((x + shift, y), text, (255, 255, 255), font, "mm", stroke_width=2, stroke_fill=(20, 20, 20))
-    return np.asarray(image)
+    return np.asarray(canvas)
 
 
 def draw_overlay(
@@ -103,7 +102,7 @@ def draw_overlay(
     color_instances: bool = True,
     void_color: Color | None = None,
 ) -> np.ndarray:
-    """Blend class colours over a photo, outline instances in white and name the segments.
+    """Blend class colours over an image, outline instances in white and name the segments.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -112,22 +111,22 @@ def draw_overlay(
         classes: names and colours.
         alpha: share of the colour, 0..1.
         labels: whether to write names and scores.
-        min_side: smaller pictures are enlarged by a whole factor to about this, so that labels can be read, its longer
+        min_side: smaller images are enlarged by a whole factor to about this, so that labels can be read, its longer
             side to 4 times this at most.
         color_instances: whether instances vary around their class's colour.
-        void_color: blended over void; default void shows the photo.
+        void_color: blended over void; default void shows the image.
 
     Returns:
         (k H, k W, 3) uint8 RGB.
     """
     panoptic_seg = np.asarray(panoptic_seg)
-    # Never much larger on the other side, however narrow the picture.
+    # Never much larger on the other side, however narrow the drawn.
     scale = max(1, min(-(-min_side // min(image.shape[:2])), 4 * min_side // max(image.shape[:2])))
     if scale > 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         panoptic_seg = panoptic_seg.repeat(scale, axis=0).repeat(scale, axis=1)
     top = max([s["id"] for s in segments], default=0)
-    # What each id adds, and how much of the photo stays: 8 bits of fraction are enough for 8-bit pictures.
+    # What each id adds, and how much of the image stays: 8 bits of fraction are enough for 8-bit images.
     share = np.full(top + 1, round(256 * alpha), np.uint16)
     colors = np.zeros((top + 1, 3), np.uint16)
     is_thing = np.zeros(top + 1, bool)
@@ -141,25 +140,25 @@ def draw_overlay(
         is_thing[segment["id"]] = segment["isthing"]
     added = colors * share[:, None] + np.uint16(128)
     kept = np.uint16(256) - share
-    picture = np.empty(image.shape, np.uint8)
+    drawn = np.empty(image.shape, np.uint8)
     for rows in _bands(image.shape[0]):
         ids = panoptic_seg[rows]
-        picture[rows] = (image[rows] * kept[ids][..., None] + added[ids]) >> 8
-    picture[_contours(panoptic_seg, is_thing, min(5, max(1, round(min(image.shape[:2]) / 500)))) > 0] = 255
-    return _draw_labels(picture, panoptic_seg, segments, classes) if labels else picture
+        drawn[rows] = (image[rows] * kept[ids][..., None] + added[ids]) >> 8
+    drawn[_contours(panoptic_seg, is_thing, min(5, max(1, round(min(image.shape[:2]) / 500)))) > 0] = 255
+    return _draw_labels(drawn, panoptic_seg, segments, classes) if labels else drawn
 
 
-def contact_sheet(pictures: list[np.ndarray], columns: int = 2, gap: int = 8) -> np.ndarray:
-    """Pictures of any size in rows of equal width, on white.
+def contact_sheet(images: list[np.ndarray], columns: int = 2, gap: int = 8) -> np.ndarray:
+    """Images of any size in rows of equal width, on white.
 
     Args:
-        pictures: at least one (H, W, 3) uint8.
-        columns: pictures per row.
+        images: at least one (H, W, 3) uint8.
+        columns: images per row.
         gap: pixels between them.
     """
-    width = max(p.shape[1] for p in pictures)
+    width = max(p.shape[1] for p in images)
     resized = [
-        cv2.resize(p, (width, round(p.shape[0] * width / p.shape[1])), interpolation=cv2.INTER_AREA) for p in pictures
+        cv2.resize(p, (width, round(p.shape[0] * width / p.shape[1])), interpolation=cv2.INTER_AREA) for p in images
     ]
     rows = []
     for start in range(0, len(resized), columns):

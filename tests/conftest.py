@@ -8,10 +8,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from seamless_d2 import Predictor, get_config
-from seamless_d2.data.metadata import Classes
+from seamless_d2.structures.classes import Classes
 
-from .data.panoptic_files import CATEGORIES
-from .reference import SHARED, Differences
+from .helpers.panoptic_files import CATEGORIES
+from .helpers.reference import SHARED, Differences
 
 _DIFFERENCES = pytest.StashKey[Differences]()
 
@@ -29,9 +29,9 @@ def seed() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder beside the checkout with the original's photos and further cases."""
+    """The folder beside the checkout with the original's images and further cases."""
     if not SHARED.is_dir():
-        pytest.skip("needs ../shared/reference (the original's photos and cases)")
+        pytest.skip("needs ../shared/reference (the original's images and cases)")
     return SHARED
 
 

@@ -22,15 +22,16 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from seamless_d2.checkpoint.seamseg_names import NormMode, our_layer, to_ours
 from seamless_d2.modeling import SeamlessPanoptic, SeamlessSemSegHead, fuse_panoptic
-from seamless_d2.modeling.fold import fold_norms
-from seamless_d2.modeling.ground_truth import SegmentMasks
-from seamless_d2.modeling.loss import hard_pixel_loss
-from seamless_d2.modeling.norm import Activation, make_norm_act
+from seamless_d2.modeling.norm import make_norm_act
+from seamless_d2.modeling.ops.fold import fold_norms
+from seamless_d2.modeling.ops.inplace_norm import Activation
+from seamless_d2.modeling.ops.semantic_loss import hard_pixel_loss
 from seamless_d2.modeling.semantic_head import sliding_mean
+from seamless_d2.seamseg.names import NormMode, our_layer, to_ours
+from seamless_d2.structures.segment_masks import SegmentMasks
 
-from .reference import (
+from .helpers.reference import (
     ASSETS,
     Case,
     Differences,
@@ -389,7 +390,7 @@ def train_model(info: dict) -> tuple[SeamlessPanoptic, CfgNode]:
 
 
 def train_targets(info: dict, numbers: dict[str, np.ndarray]) -> tuple[Instances, Tensor]:
-    """Ground truth of a training case: ``instances`` and ``sem_seg`` of Detectron2's dicts."""
+    """Ground ground truth of a training case: ``instances`` and ``sem_seg`` of Detectron2's dicts."""
     segment_map, categories = numbers["msk"][0].astype(np.int32), numbers["cat"]
     crowd, boxes = numbers["iscrowd"], numbers["bbx"]
     is_thing = (categories >= info["num_stuff"]) & (categories != 255)

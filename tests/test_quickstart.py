@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from seamless_d2.data.metadata import Classes
 from seamless_d2.data.toy_streets import write_toy_streets
+from seamless_d2.structures.classes import Classes
 
 from .conftest import small_config
 
@@ -49,9 +49,9 @@ def test_notebook(toy_model: Path, request: pytest.FixtureRequest, monkeypatch: 
         notebook, {"metadata": {"path": str(tools)}}
     )
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [o["data"]["image/jpeg"] for o in outputs if "image/jpeg" in o.get("data", {})]
-    assert len(pictures) == 3
-    for picture in pictures:
-        assert min(Image.open(io.BytesIO(base64.b64decode(picture))).size) > 100
+    images = [o["data"]["image/jpeg"] for o in outputs if "image/jpeg" in o.get("data", {})]
+    assert len(images) == 3
+    for image in images:
+        assert min(Image.open(io.BytesIO(base64.b64decode(image))).size) > 100
     text = "".join(o["text"] for o in outputs if o["output_type"] == "stream" and o["name"] == "stdout")
     assert "(64, 128) int32" in text and "PQ_st" in text and "panoptic/street.png" in text

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from seamless_d2.data.metadata import Classes
+from seamless_d2.structures.classes import Classes
 from seamless_d2.visualization import contact_sheet, draw_overlay, segment_color
 
 CLASSES = Classes(["road", "car"], [(128, 64, 128), (0, 0, 142)], [1, 2], 1)
@@ -14,9 +14,9 @@ def test_colours_are_blended_half_and_void_is_left_alone() -> None:
     image = np.full((40, 40, 3), 100, np.uint8)
     panoptic = np.zeros((40, 40), np.int32)
     panoptic[20:] = 1
-    picture = draw_overlay(image, panoptic, [ROAD], CLASSES, labels=False, min_side=40)
-    assert (picture[:20] == 100).all()
-    assert (picture[20:] == [114, 82, 114]).all()
+    drawn = draw_overlay(image, panoptic, [ROAD], CLASSES, labels=False, min_side=40)
+    assert (drawn[:20] == 100).all()
+    assert (drawn[20:] == [114, 82, 114]).all()
 
 
 def test_instances_are_outlined_and_stuff_is_not() -> None:
@@ -24,14 +24,14 @@ def test_instances_are_outlined_and_stuff_is_not() -> None:
     panoptic = np.zeros((40, 40), np.int32)
     panoptic[20:] = 1
     panoptic[5:15, 5:15], panoptic[5:15, 15:25] = 2, 3
-    picture = draw_overlay(image, panoptic, [ROAD, *CARS], CLASSES, labels=False, min_side=40)
-    white = (picture == 255).all(axis=2)
+    drawn = draw_overlay(image, panoptic, [ROAD, *CARS], CLASSES, labels=False, min_side=40)
+    white = (drawn == 255).all(axis=2)
     assert white[10, 15] and white[5, 10] and white[15, 10]  # between the cars, above and below
     assert not white[20].any()
     assert len({segment_color(car, CLASSES) for car in CARS}) == 2
 
 
-def test_labels_change_the_picture_and_small_ones_are_enlarged() -> None:
+def test_labels_change_the_image_and_small_ones_are_enlarged() -> None:
     image = np.zeros((60, 100, 3), np.uint8)
     panoptic = np.ones((60, 100), np.int32)
     plain = draw_overlay(image, panoptic, [ROAD], CLASSES, labels=False)
@@ -46,12 +46,12 @@ def test_nothing_found() -> None:
 
 
 def test_contact_sheet() -> None:
-    pictures = [np.full((10, 20, 3), v, np.uint8) for v in (0, 50, 100)]
-    sheet = contact_sheet(pictures, columns=2, gap=4)
+    images = [np.full((10, 20, 3), v, np.uint8) for v in (0, 50, 100)]
+    sheet = contact_sheet(images, columns=2, gap=4)
     assert sheet.shape == (24, 44, 3)
     assert sheet[0, 0, 0] == 0 and sheet[0, 24, 0] == 50 and sheet[14, 0, 0] == 100 and sheet[20, 30, 0] == 255
 
 
-def test_narrow_pictures_are_not_enlarged_without_bounds() -> None:
+def test_narrow_images_are_not_enlarged_without_bounds() -> None:
     image = np.zeros((2, 3000, 3), np.uint8)
     assert draw_overlay(image, np.zeros((2, 3000), np.int32), [], CLASSES).shape == image.shape

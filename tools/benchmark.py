@@ -8,7 +8,7 @@
     inference   image to panoptic map with 100 detections, against Detectron2's stock PanopticFPN R50
     training    one step with its optimiser, against PanopticFPN in fp32
     loss        the semantic loss and its gradient, against interpolation + cross entropy + topk
-    memory      what autograd keeps of the trunk, a Vistas-size picture, matching of anchors
+    memory      what autograd keeps of the trunk, a Vistas-size image, matching of anchors
     evaluation  panoptic quality, against COCOPanopticEvaluator and panopticapi
 
 Both sides run in turn after a warm-up. The json holds, per case, `ours` and `other` (medians of seconds, or bytes),
@@ -22,11 +22,11 @@ import sys
 from pathlib import Path
 
 import torch
+from benchmarks import BENCHMARKS
+from benchmarks.measure import format_cases
 
-from seamless_d2.benchmark import BENCHMARKS
-from seamless_d2.benchmark.measure import format_cases
 from seamless_d2.errors import UserError, run_tool
-from seamless_d2.files import write_json
+from seamless_d2.io import write_json
 
 
 def main() -> None:

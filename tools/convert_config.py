@@ -8,8 +8,8 @@ Settings that have no counterpart are listed with the reason.
 
 import argparse
 
-from seamless_d2.checkpoint.seamseg import convert_config
 from seamless_d2.errors import run_tool
+from seamless_d2.seamseg.weights import convert_config
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ Files appear only when the whole conversion succeeded.
 
 import argparse
 
-from seamless_d2.checkpoint import seamseg, torchvision_resnet
+from seamless_d2.checkpoint import torchvision_resnet
 from seamless_d2.errors import run_tool
+from seamless_d2.seamseg import weights as seamseg
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A page on this computer: drop a picture, see its segments, download the COCO files.
+"""A page on this computer: drop an image, see its segments, download the COCO files.
 
     pip install -e ".[page]"
     python tools/demo_server.py --config-file output/config.yaml --weights output/model_final.pth

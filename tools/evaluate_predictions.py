@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Judge COCO-panoptic predictions of any program.
 
-    python tools/evaluate_predictions.py predictions.json truth.json --json result.json
-    python tools/evaluate_predictions.py predictions.json truth.json --output report --images photos
+    python tools/evaluate_predictions.py predictions.json ground_truth.json --json result.json
+    python tools/evaluate_predictions.py predictions.json ground_truth.json --output report --images images
 
 The folders of the PNGs default to the jsons' paths without ".json". Numbers equal panopticapi's. With --output,
-metrics.json, per_class.csv and report.html are written too; --images shows the photos there. A "score" in the predicted
+metrics.json, per_class.csv and report.html are written too; --images shows the images there. A "score" in the predicted
 segments_info adds the curve of score thresholds.
 """
 
@@ -17,18 +17,18 @@ from tabulate import tabulate
 from seamless_d2.errors import run_tool
 from seamless_d2.evaluation.from_files import evaluate_files, report_files
 from seamless_d2.evaluation.panoptic_quality import RULES
-from seamless_d2.files import write_json
+from seamless_d2.io import write_json
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prediction", type=Path, help="json of the predictions")
-    parser.add_argument("truth", type=Path, help="json of the truth")
+    parser.add_argument("ground_truth", type=Path, help="json of the ground truth")
     parser.add_argument("--pred-dir", type=Path, help="folder of the predicted PNGs")
     parser.add_argument("--truth-dir", type=Path, help="folder of the true PNGs")
     parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--output", type=Path, help="folder for metrics.json, per_class.csv and report.html")
-    parser.add_argument("--images", type=Path, help="folder of the photos, for the report")
+    parser.add_argument("--images", type=Path, help="folder of the images, for the report")
     parser.add_argument("--rules", choices=RULES, default=RULES[0], help="void and crowd rules")
     parser.add_argument("--workers", type=int, help="threads; default one per CPU")
     args = parser.parse_args()
@@ -36,7 +36,7 @@ def main() -> None:
         parser.error("--workers must be at least 1")
     if args.images and not args.output:
         parser.error("--images are shown in the report; add --output FOLDER")
-    places = (args.prediction, args.truth, args.pred_dir, args.truth_dir)
+    places = (args.prediction, args.ground_truth, args.pred_dir, args.truth_dir)
     if args.output:
         result, categories, tables = report_files(
             *places, output_dir=args.output, image_dir=args.images, rules=args.rules, workers=args.workers

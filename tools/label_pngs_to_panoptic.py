@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""A worked example: label PNGs (one semantic, one instance map per photo) -> COCO panoptic.
+"""A worked example: label PNGs (one semantic, one instance map per image) -> COCO panoptic.
 
-    python tools/label_pngs_to_panoptic.py --images photos --semantic labels --instance instances \
+    python tools/label_pngs_to_panoptic.py --images images --semantic labels --instance instances \
         --classes classes.txt --output mine/panoptic.json
 
-PHOTO.jpg has labels/PHOTO.png with a class number per pixel and, for things, instances/PHOTO.png with a number per
+IMAGE.jpg has labels/IMAGE.png with a class number per pixel and, for things, instances/IMAGE.png with a number per
 object (0 = none: such thing pixels become a crowd region). classes.txt has a line "NUMBER NAME thing" or "NUMBER NAME
 stuff" per class; numbers without a line are void. Change `convert` to read what you have; everything else, parallel
 work and resuming included, is `write_panoptic_dataset`.
@@ -22,9 +22,9 @@ from seamless_d2.data.prepare.writer import PanopticImage, write_panoptic_datase
 from seamless_d2.errors import UserError, run_tool
 
 
-def convert(photo: Path, semantic: Path, instance: Path, kinds: dict[int, bool]) -> PanopticImage:
-    """One photo's two maps -> ids and segments; ``kinds`` says for each class number whether it is a thing."""
-    png = f"{photo.stem}.png"
+def convert(image: Path, semantic: Path, instance: Path, kinds: dict[int, bool]) -> PanopticImage:
+    """One image's two maps -> ids and segments; ``kinds`` says for each class number whether it is a thing."""
+    png = f"{image.stem}.png"
     for folder in (semantic, instance):
         if not (folder / png).is_file():
             raise UserError(f"{folder / png} does not exist")
@@ -43,7 +43,7 @@ def convert(photo: Path, semantic: Path, instance: Path, kinds: dict[int, bool])
                     {"id": len(segments) + 1, "category_id": number, "iscrowd": int(isthing and object_number == 0)}
                 )
                 ids[mask] = len(segments)
-    return PanopticImage(photo.name, png, ids, segments)
+    return PanopticImage(image.name, png, ids, segments)
 
 
 def read_classes(path: Path) -> list[dict[str, Any]]:
@@ -66,13 +66,13 @@ def main() -> None:
     if not args.classes.is_file():
         raise UserError(f"{args.classes} does not exist; write a line 'NUMBER NAME thing|stuff' per class")
     categories = read_classes(args.classes)
-    photos = sorted(p for p in args.images.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if not photos:
-        raise UserError(f"{args.images} holds no photos (.jpg, .jpeg, .png)")
+    images = sorted(p for p in args.images.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not images:
+        raise UserError(f"{args.images} holds no images (.jpg, .jpeg, .png)")
     kinds = {c["id"]: bool(c["isthing"]) for c in categories}
     write_panoptic_dataset(
-        photos,
-        [p.name for p in photos],
+        images,
+        [p.name for p in images],
         partial(convert, semantic=args.semantic, instance=args.instance, kinds=kinds),
         png_dir=args.output.with_suffix(""),
         panoptic_json=args.output,

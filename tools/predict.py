@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Predict pictures, folders, lists, videos or a webcam.
+"""Predict images, folders, lists, videos or a webcam.
 
     python tools/predict.py --config-file output/config.yaml --weights output/model_final.pth \
-        --input street.jpg photos/ list.txt drive.mp4 --output predictions --format labelled,coco
+        --input street.jpg images/ list.txt drive.mp4 --output predictions --format labelled,coco
 
-Inputs: pictures (jpg, png, webp, tif, bmp), folders (searched recursively, their structure is kept), text files with
+Inputs: images (jpg, png, webp, tif, bmp), folders (searched recursively, their structure is kept), text files with
 one path a line, videos, or the number of a webcam (Ctrl-C ends it). Formats, several separated by commas:
 
-    overlay    NAME_overlay.jpg    class colours blended half over the photo, white contours around instances
+    overlay    NAME_overlay.jpg    class colours blended half over the image, white contours around instances
     labelled   NAME_labelled.jpg   a colour per instance, with names and scores (the default)
     coco       panoptic.json and panoptic/NAME.png (COCO panoptic), instances.json (COCO results: the map's instances)
     raw        NAME.pth.tar        both heads' outputs in the original program's layout
@@ -16,7 +16,7 @@ one path a line, videos, or the number of a webcam (Ctrl-C ends it). Formats, se
 Of a video, overlay and labelled are an mp4, in which an instance keeps its colour; the others are written per frame.
 Finished inputs are skipped, unless they have changed; --overwrite does them again. The output folder remembers settings
 and inputs (settings.json, inputs.json): those of other runs are not mixed in. A file that cannot be read is named and
-the rest goes on; the exit code is then 1. Pictures too large for the memory: --tile 2048x1024.
+the rest goes on; the exit code is then 1. Images too large for the memory: --tile 2048x1024.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 from seamless_d2.config import load_config
 from seamless_d2.errors import UserError, run_tool
 from seamless_d2.prediction import Predictor
-from seamless_d2.prediction.files import predict_files, predict_files_on
+from seamless_d2.prediction.batch.run import predict_files, predict_files_on
 from seamless_d2.prediction.tiles import DEFAULT_OVERLAP
 from seamless_d2.prediction.tta import DEFAULT_SCALES
 
@@ -44,22 +44,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="yaml file, or the name of a shipped config")
     parser.add_argument("--weights", help="checkpoint; default the config's MODEL.WEIGHTS")
-    parser.add_argument(
-        "--input", nargs="+", required=True, help="pictures, folders, .txt lists, videos, webcam numbers"
-    )
+    parser.add_argument("--input", nargs="+", required=True, help="images, folders, .txt lists, videos, webcam numbers")
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
     parser.add_argument("--format", default="labelled", help="overlay, labelled, coco, raw, ids; several with commas")
     parser.add_argument("--device", help="cpu, cuda, ...; default the config's, or the CPU where there is no GPU")
     parser.add_argument("--num-gpus", type=int, default=1, help="one process per GPU shares the inputs")
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="pictures of equal size that the network takes together"
+        "--batch-size", type=int, default=1, help="images of equal size that the network takes together"
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile: pays for many pictures of one size")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: pays for many images of one size")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16")
     parser.add_argument(
         "--short-side", type=int, help="pixels of the shorter side in the network; default the config's"
     )
-    parser.add_argument("--tile", type=size, metavar="WxH", help="cut larger pictures into tiles of this size")
+    parser.add_argument("--tile", type=size, metavar="WxH", help="cut larger images into tiles of this size")
     parser.add_argument("--overlap", type=int, default=DEFAULT_OVERLAP, help="pixels that tiles share (%(default)s)")
     parser.add_argument(
         "--tta",

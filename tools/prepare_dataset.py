@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Prepare data sets: every format becomes COCO panoptic (photos, id PNGs, one json), and is checked.
+"""Prepare data sets: every format becomes COCO panoptic (images, id PNGs, one json), and is checked.
 
     python tools/prepare_dataset.py cityscapes datasets/cityscapes            # [--coarse]
     python tools/prepare_dataset.py vistas datasets/vistas                    # 1.2 and 2.0, either layout
     python tools/prepare_dataset.py seamseg old_data                          # the original's format -> COCO panoptic
-    python tools/prepare_dataset.py seamseg new_data --from train photos/ panoptic/ panoptic.json    # and back
-    python tools/prepare_dataset.py polygons export.json --things car,person --images photos --output mine/panoptic.json
-    python tools/prepare_dataset.py validate mine/panoptic.json --images photos [--fix] [--other val.json val/]
+    python tools/prepare_dataset.py seamseg new_data --from train images/ panoptic/ panoptic.json    # and back
+    python tools/prepare_dataset.py polygons export.json --things car,person --images images --output mine/panoptic.json
+    python tools/prepare_dataset.py validate mine/panoptic.json --images images [--fix] [--other val.json val/]
 
 All cores are used (--workers); what is done is skipped, so that a stopped run goes on where it was.
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from seamless_d2.data.prepare.cityscapes import prepare_cityscapes
 from seamless_d2.data.prepare.polygons import prepare_polygons
-from seamless_d2.data.prepare.seamseg_format import describe_json, prepare_seamseg, write_seamseg
 from seamless_d2.data.prepare.validate import validate
 from seamless_d2.data.prepare.vistas import prepare_vistas
 from seamless_d2.errors import UserError, run_tool
+from seamless_d2.seamseg.dataset_to_coco import describe_json, prepare_seamseg, write_seamseg
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,23 +38,23 @@ def parse_args() -> argparse.Namespace:
         metavar=("SPLIT", "IMAGES", "PNGS", "JSON"),
         help="write ROOT in the original's format from this COCO-panoptic split; may be repeated",
     )
-    commands.choices["seamseg"].add_argument("--link", action="store_true", help="link photos instead of copying them")
+    commands.choices["seamseg"].add_argument("--link", action="store_true", help="link images instead of copying them")
     command = commands.add_parser("polygons")
     command.add_argument("json", type=Path, help="COCO detection json")
     command.add_argument("--things", required=True, help="countable classes, separated by commas; the rest is stuff")
-    command.add_argument("--images", type=Path, required=True, help="folder of the photos")
+    command.add_argument("--images", type=Path, required=True, help="folder of the images")
     command.add_argument("--output", type=Path, required=True, help="panoptic json to write")
     command.add_argument("--workers", type=int, help="processes; default one per CPU")
     command = commands.add_parser("validate")
     command.add_argument("json", type=Path, help="panoptic json, or the name of a data set of --config-file")
-    command.add_argument("--images", type=Path, help="folder of the photos")
+    command.add_argument("--images", type=Path, help="folder of the images")
     command.add_argument("--panoptic-dir", type=Path, help="folder of the PNGs; default the json's path without .json")
     command.add_argument("--config-file", help="config whose DATASETS.PANOPTIC names the data set")
     command.add_argument(
-        "--other", type=Path, nargs=2, metavar=("JSON", "IMAGES"), help="another split, which must not share photos"
+        "--other", type=Path, nargs=2, metavar=("JSON", "IMAGES"), help="another split, which must not share images"
     )
     command.add_argument("--fix", action="store_true", help="rewrite areas and boxes")
-    command.add_argument("--pictures", type=Path, help="folder for a picture per class and a contact sheet")
+    command.add_argument("--pictures", type=Path, help="folder for an image per class and a contact sheet")
     command.add_argument("--workers", type=int, help="processes; default one per CPU")
     command.add_argument("--report", type=Path, help="file for all problems, one json line each")
     return parser.parse_args()
@@ -64,7 +64,7 @@ def run_validate(args: argparse.Namespace) -> None:
     panoptic_json, images, pngs = args.json, args.images, args.panoptic_dir
     if args.config_file:
         from seamless_d2.config import load_config
-        from seamless_d2.data.register import panoptic_entry
+        from seamless_d2.data.registration import panoptic_entry
 
         place = panoptic_entry(load_config(args.config_file), str(args.json))
         if len(place) == 2:
@@ -74,9 +74,9 @@ def run_validate(args: argparse.Namespace) -> None:
             )
         images, pngs, panoptic_json = place
     elif images is None:
-        raise UserError("give the folder of the photos with --images, or the data set's config with --config-file")
+        raise UserError("give the folder of the images with --images, or the data set's config with --config-file")
     report, categories = validate(
-        panoptic_json, images, pngs, fix=args.fix, other=args.other, pictures=args.pictures, workers=args.workers
+        panoptic_json, images, pngs, fix=args.fix, other=args.other, gallery=args.pictures, workers=args.workers
     )
     print(report.table(categories))
     if report.fixed:

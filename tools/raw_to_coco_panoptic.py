@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Turn raw predictions, the original program's own .pth.tar files too, into COCO panoptic files.
 
-    python tools/raw_to_coco_panoptic.py raw/ coco/ --config model.yaml --images photos/
-    python tools/raw_to_coco_panoptic.py raw/ coco/ --metadata metadata.bin --images photos/
+    python tools/raw_to_coco_panoptic.py raw/ coco/ --config model.yaml --images images/
+    python tools/raw_to_coco_panoptic.py raw/ coco/ --metadata metadata.bin --images images/
 
 Writes panoptic.json, panoptic/NAME.png and instances.json (COCO results). Raw files know neither the classes nor the
-pictures' sizes: the classes come from --metadata or --config, the sizes from --images (without it maps keep the
+images' sizes: the classes come from --metadata or --config, the sizes from --images (without it maps keep the
 network's resolution). Thresholds are the config's, else the original's. Finished files are skipped; --overwrite does
 them again.
 """
@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from seamless_d2.errors import run_tool
-from seamless_d2.prediction.raw_to_coco import convert_raw, read_classes
+from seamless_d2.seamseg.raw_to_coco import convert_raw, read_classes
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("output_dir", type=Path, help="folder for the results")
     parser.add_argument("--metadata", type=Path, help="the original's metadata.bin")
     parser.add_argument("--config", type=Path, help="yaml of the model")
-    parser.add_argument("--images", type=Path, help="folder of the pictures, of the same structure")
+    parser.add_argument("--images", type=Path, help="folder of the images, of the same structure")
     parser.add_argument("--score-thresh", type=float, help="least score of an instance, 0..1")
     parser.add_argument("--overlap-thresh", type=float, help="largest hidden share of an instance, 0..1")
     parser.add_argument("--stuff-area-thresh", type=int, help="least pixels of a stuff segment at network resolution")

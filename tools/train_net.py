@@ -3,25 +3,33 @@
 
     python tools/train_net.py --config-file configs/cityscapes/seamless_R_50_FPN.yaml --num-gpus 8
     python tools/train_net.py --config-file ... --dry-run                     # check all, estimate memory and time
-    python tools/train_net.py --config-file ... --resume                      # go on after an interruption
+    python tools/train_net.py --config-file ... --resume                      # resume after an interruption
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
     python tools/train_net.py --config-file ... MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2 OUTPUT_DIR output/try
     torchrun --nproc-per-node 8 tools/train_net.py --config-file ... --resume # the same with restarts, many machines
 
 Logs, TensorBoard events, checkpoints, config.yaml, metrics.json and curves.png are written to OUTPUT_DIR. SIGTERM and
-SIGUSR1 end a training with a checkpoint; whatever else ends it, --resume goes on as if nothing had happened.
+SIGUSR1 end a training with a checkpoint; whatever else ends it, --resume continues as if nothing had happened.
 """
+
+import argparse
+from typing import Any
 
 from detectron2.engine import default_argument_parser
 
-from seamless_d2.engine import launch, run
+from seamless_d2.engine import SeamlessTrainer, launch, run
 from seamless_d2.errors import run_tool
+
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Run in every process. A subclass of ``SeamlessTrainer`` with your own data, model or evaluation goes here."""
+    return run(args, trainer=SeamlessTrainer)
 
 
 def main() -> None:
     parser = default_argument_parser(epilog=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="check config, data and memory, write nothing")
-    launch(run, parser.parse_args())
+    launch(train, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from seamless_d2.checkpoint import load_weights
 from seamless_d2.engine.setup import load_and_check
 from seamless_d2.errors import run_tool
 from seamless_d2.evaluation.tune import KEYS, make_grid, tune_thresholds
-from seamless_d2.files import atomic_write
+from seamless_d2.io import atomic_write
 
 SCORES = [round(s, 2) for s in np.arange(0.1, 0.96, 0.05).tolist()]
 OVERLAPS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]

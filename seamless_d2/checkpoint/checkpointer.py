@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import atomic_write
+from ..io import atomic_write
 
 _NUMPY = {
     ("numpy", "ndarray"),
@@ -198,3 +198,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         checkpointer.load(str(path))
     except UserError as error:
         raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+
+
+def write_checkpoint(state: dict[str, Tensor], output: str | Path, author: str) -> None:
+    """Write a Detectron2 checkpoint, atomically."""
+    with atomic_write(output) as file:
+        torch.save({"model": state, "__author__": author}, file)

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..modeling.backbone import BLOCKS
-from .checkpointer import load_file
-from .seamseg import write_checkpoint
+from .checkpointer import load_file, write_checkpoint
 
 _PREFIX = "backbone.bottom_up."
 

@@ -1,6 +1,6 @@
 """Data sets: registration, metadata and the mapper."""
 
-from .register import register_from_config, register_panoptic
-from .seamseg_format import register_seamseg
+from ..seamseg.dataset import register_seamseg
+from .registration import register_from_config, register_panoptic
 
 __all__ = ["register_from_config", "register_panoptic", "register_seamseg"]

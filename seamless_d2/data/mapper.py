@@ -11,32 +11,11 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
 from ..errors import UserError
-from ..modeling.ground_truth import SegmentMasks
-from .images import read_id_picture, read_photo, rgb_to_ids
-from .metadata import VOID_LABEL
+from ..io import read_id_image, read_image, rgb_to_ids
+from ..structures.classes import VOID_LABEL
+from ..structures.id_maps import label_boxes
+from ..structures.segment_masks import SegmentMasks
 from .transforms import build_augmentations
-
-
-def label_boxes(labels: np.ndarray, num_labels: int) -> np.ndarray:
-    """Tight boxes of all labels of a map in two passes.
-
-    Args:
-        labels: (H, W) integers in 0..num_labels-1.
-
-    Returns:
-        (num_labels, 4) float32 x0, y0, x1, y1, half open; all zero for labels that do not occur.
-    """
-    boxes = np.zeros((num_labels, 4), np.float32)
-    labels = labels.astype(np.int64)
-    for axis, (low, high) in ((1, (0, 2)), (0, (1, 3))):
-        size = labels.shape[axis]
-        position = np.arange(size) if axis == 1 else np.arange(size)[:, None]
-        present = np.bincount((labels * size + position).ravel(), minlength=num_labels * size).reshape(num_labels, size)
-        present = present > 0
-        some = present.any(axis=1)
-        boxes[some, low] = present[some].argmax(axis=1)
-        boxes[some, high] = size - present[some, ::-1].argmax(axis=1)
-    return boxes
 
 
 class SeamlessMapper:
@@ -81,7 +60,7 @@ class SeamlessMapper:
         Raises:
             UserError: a file that is missing, corrupt or contradicts the json.
         """
-        image = read_photo(record["file_name"], (record["height"], record["width"]))
+        image = read_image(record["file_name"], (record["height"], record["width"]))
         if self.image_format == "BGR":
             image = image[:, :, ::-1]
         augmented = T.AugInput(image)
@@ -99,13 +78,13 @@ class SeamlessMapper:
     def _read_labels(self, record: dict, transforms: T.TransformList) -> np.ndarray:
         """(h, w) int32 after augmentation: 0 = void, k = segment k-1 of the record."""
         path = record["pan_seg_file_name"]
-        rgb = read_id_picture(path)
+        rgb = read_id_image(path)
         if rgb.shape[:2] != (record["height"], record["width"]):
             raise UserError(
                 f"panoptic map {path} is {rgb.shape[1]} x {rgb.shape[0]} pixels but its annotation says "
                 f"{record['width']} x {record['height']}; mend the json or the file"
             )
-        # The id's bytes are resized as a picture (nearest); ids are looked up only in what is left.
+        # The id's bytes are resized as an image (nearest); ids are looked up only in what is left.
         ids = rgb_to_ids(transforms.apply_segmentation(rgb))
         known = np.array([0, *(segment["id"] for segment in record["segments_info"])], np.int64)
         order = known.argsort(kind="stable")

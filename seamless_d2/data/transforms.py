@@ -1,6 +1,7 @@
 """Augmentations that Detectron2 does not have."""
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image
@@ -39,7 +40,7 @@ class ResizeCropTransform(T.Transform):
         x0, y0, width, height = self.crop
         scale_x, scale_y = self.size[1] / self.new_size[1], self.size[0] / self.new_size[0]
         box = (x0 * scale_x, y0 * scale_y, (x0 + width) * scale_x, (y0 + height) * scale_y)
-        # Rounding must not push the box out of the picture.
+        # Rounding must not push the box out of the image.
         box = (box[0], box[1], min(box[2], self.size[1]), min(box[3], self.size[0]))
         return np.asarray(Image.fromarray(img).resize((width, height), interp, box=box))
 
@@ -91,3 +92,10 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
         augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
     return augmentations
+
+
+def to_tensor(image: np.ndarray, channel_order: str) -> torch.Tensor:
+    """(H, W, 3) uint8 RGB -> (3, H, W) uint8 in the order of INPUT.FORMAT."""
+    if channel_order == "BGR":
+        image = image[:, :, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,4 +1,4 @@
-"""A page on this computer: drop a picture, see its segments, take the COCO files home.
+"""A page on this computer: drop an image, see its segments, take the COCO files home.
 
 Everything comes from this process: fonts and scripts of other hosts are forbidden to the browser by a content security
 policy, and Gradio's telemetry is off.
@@ -18,15 +18,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..data.images import ids_to_rgb, photo_size
 from ..errors import UserError
+from ..io import ids_to_rgb, read_image_size
 from ..prediction import PanopticResult, Predictor
+from ..prediction.batch.sources import IMAGE_SUFFIXES
 from ..prediction.formats import coco_json
-from ..prediction.sources import IMAGE_SUFFIXES
 
 _TITLE = "seamless_d2: panoptic segmentation"
 _MAX_PIXELS = 64_000_000
-# Pictures in the page are no larger than this; the files keep the original size.
+# Images in the page are no larger than this; the files keep the original size.
 _MAX_SIDE_SHOWN = 1600
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -64,9 +64,9 @@ def _gradio() -> Any:
     return gradio
 
 
-def _data_url(picture: np.ndarray, format: str) -> str:
+def _data_url(image: np.ndarray, format: str) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format=format, quality=90)
+    Image.fromarray(image).save(buffer, format=format, quality=90)
     return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -138,10 +138,10 @@ def build_app(predictor: Predictor, max_megabytes: int = 20) -> Any:
         if file is None:
             return "", "", None
         try:
-            height, width = photo_size(file)
+            height, width = read_image_size(file)
             if height * width > _MAX_PIXELS:
                 raise UserError(
-                    f"the picture has {height * width / 1e6:.0f} megapixels; at most {_MAX_PIXELS / 1e6:.0f} here"
+                    f"the image has {height * width / 1e6:.0f} megapixels; at most {_MAX_PIXELS / 1e6:.0f} here"
                 )
             result = predictor.predict(file)
         except UserError as error:

@@ -1,7 +1,7 @@
 """Training: set-up, optimiser, schedules, trainer."""
 
 from .launch import launch
-from .run import evaluate, run
+from .main import evaluate, run
 from .setup import setup
 from .trainer import SeamlessTrainer
 

@@ -32,7 +32,7 @@ _TIMED_STEPS = 2
 def check_files(records: list[dict], name: str) -> None:
     """
     Raises:
-        UserError: photos or label maps that do not exist; names the first and their number.
+        UserError: images or label maps that do not exist; names the first and their number.
     """
     missing = [r[key] for r in records for key in ("file_name", "pan_seg_file_name") if not os.path.isfile(r[key])]
     if missing:

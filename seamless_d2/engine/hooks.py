@@ -12,7 +12,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from ..checkpoint import SeamlessCheckpointer
-from ..files import atomic_write, write_json
+from ..io import atomic_write, write_json
 
 BEST_METRIC = "panoptic_seg/PQ"
 EVALUATIONS = "evaluations.json"

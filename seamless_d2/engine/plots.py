@@ -1,11 +1,11 @@
-"""Training curves as a picture."""
+"""Training curves as an image."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import atomic_write
+from ..io import atomic_write
 from .hooks import EVALUATIONS, read_evaluations
 
 # Shown where they exist: (key of evaluations.json, label).

@@ -6,15 +6,15 @@ import os
 import detectron2.engine
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import load_config, resolve_config
-from ..data.metadata import Classes
-from ..data.register import register_from_config
+from ..data.registration import register_from_config
 from ..errors import UserError
-from ..files import atomic_write
+from ..io import atomic_write
+from ..structures.classes import Classes
 
 
 def adopt_classes(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> None:
@@ -25,7 +25,7 @@ def adopt_classes(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> None:
     """
     first = None
     for name in names:
-        classes = Classes.from_metadata(name)
+        classes = Classes.from_metadata(MetadataCatalog.get(name))
         classes.check(cfg, f"data set {name!r}")
         if first is not None and classes.names != first.names:
             raise UserError(f"data sets {names[0]!r} and {name!r} have different classes; use data sets with the same")

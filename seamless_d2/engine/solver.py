@@ -51,7 +51,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise UserError("every parameter is frozen, nothing can be trained; lower MODEL.BACKBONE.FREEZE_AT")
     sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
     params = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
-    return sgd(params, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=solver.FUSED)
+    return sgd(
+        params, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=solver.FUSED_OPTIMIZER
+    )
 
 
 def lr_factor(cfg: CfgNode, iterations_per_epoch: int = 1) -> Callable[[int], float]:
@@ -71,7 +73,7 @@ def lr_factor(cfg: CfgNode, iterations_per_epoch: int = 1) -> Callable[[int], fl
         if it <= solver.WARMUP_ITERS:
             return solver.WARMUP_FACTOR + it * (1 - solver.WARMUP_FACTOR) / solver.WARMUP_ITERS
         if name == "Poly":
-            return max(1 - it / count, 0.0) ** solver.POLY_POWER
+            return max(1 - it / count, 0.0) ** solver.POLY_LR_POWER
         if name == "Linear":
             low, high = solver.LINEAR_RANGE
             return low + (high - low) * it / count

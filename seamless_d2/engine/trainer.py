@@ -21,8 +21,8 @@ from ..data.mapper import SeamlessMapper
 from ..errors import UserError
 from ..evaluation import build_evaluators
 from .hooks import CheckpointHook, EvaluationHook, RestartingPreciseBN, remove_leftovers, trim_metrics
-from .pictures import prediction_pictures
 from .plots import plot_metrics
+from .prediction_images import draw_predictions
 from .preemption import Preempted, on_preemption
 from .progress import build_writers
 from .random_state import get_random_state, set_random_state
@@ -155,8 +155,8 @@ class SeamlessTrainer(DefaultTrainer):
                 with self._trainer.ema.applied():
                     results["ema"] = self.test(self.cfg, self.checkpointer.model) or {}
             if comm.is_main_process():
-                for name, picture in prediction_pictures(self.cfg, self.checkpointer.model):
-                    self.storage.put_image(f"photo, truth, prediction/{name}", picture.transpose(2, 0, 1))
+                for name, image in draw_predictions(self.cfg, self.checkpointer.model):
+                    self.storage.put_image(f"image, ground truth, prediction/{name}", image.transpose(2, 0, 1))
         finally:
             self._evaluating = False
             set_random_state(random_state)

@@ -13,13 +13,14 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
 from ..config import check_test_keys
-from ..data.images import read_photo
 from ..errors import UserError
-from .ground_truth import read_truth, write_instance_json
-from .heads import InstanceEvaluator, SemanticEvaluator
+from ..io import read_image
+from .ground_truth import read_ground_truth, write_instance_json
+from .instance_evaluator import InstanceEvaluator
 from .panoptic_evaluator import PanopticEvaluator
 from .panoptic_quality import Segments
 from .report import write_reports
+from .semantic_evaluator import SemanticEvaluator
 from .tables import format_tables
 
 
@@ -47,7 +48,7 @@ class ReportingEvaluators(DatasetEvaluators):
                 panoptic.classes,
                 panoptic.statistics,
                 panoptic.rules,
-                self._load_truth,
+                self._load_ground_truth,
                 results,
             )
             tables = format_tables(panoptic.classes, panoptic.statistics, panoptic.rules, results)
@@ -55,11 +56,11 @@ class ReportingEvaluators(DatasetEvaluators):
             logging.getLogger(__name__).info(f"Report: {self.output_dir / 'report.html'}")
         return results
 
-    def _load_truth(self, image_id: Any) -> tuple[str, np.ndarray | None, np.ndarray, Segments]:
+    def _load_ground_truth(self, image_id: Any) -> tuple[str, np.ndarray | None, np.ndarray, Segments]:
         record = self.panoptic.records[image_id]
-        photo = read_photo(record["file_name"], (record["height"], record["width"]))
-        truth = read_truth(record["pan_seg_file_name"])
-        return os.path.basename(record["file_name"]), photo, truth, self.panoptic.truth_segments(record)
+        image = read_image(record["file_name"], (record["height"], record["width"]))
+        ground_truth = read_ground_truth(record["pan_seg_file_name"])
+        return os.path.basename(record["file_name"]), image, ground_truth, self.panoptic.gt_segments(record)
 
 
 def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
@@ -80,7 +81,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = N
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", *several)
     metadata = MetadataCatalog.get(dataset_name)
     outputs = cfg.MODEL.SEAMLESS.OUTPUTS
-    fused, resize_truth = cfg.TEST.EVAL_MODE == "panoptic", cfg.TEST.EVAL_RESOLUTION == "input"
+    fused, resize_ground_truth = cfg.TEST.EVAL_MODE == "panoptic", cfg.TEST.EVAL_RESOLUTION == "input"
     if fused and "panoptic_seg" not in outputs:
         raise UserError('TEST.EVAL_MODE "panoptic" needs panoptic_seg in MODEL.SEAMLESS.OUTPUTS; add it')
     evaluators: list[DatasetEvaluator] = []
@@ -91,7 +92,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = N
             output_dir,
             save_predictions=cfg.TEST.SAVE_PREDICTIONS,
             rules=cfg.TEST.PQ_RULES,
-            resize_truth=resize_truth,
+            resize_ground_truth=resize_ground_truth,
         )
         evaluators.append(panoptic)
     if "instances" in outputs and metadata.thing_classes:
@@ -107,7 +108,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = N
             SemanticEvaluator(
                 dataset_name,
                 fused=fused,
-                resize_truth=resize_truth,
+                resize_ground_truth=resize_ground_truth,
                 boundary=cfg.TEST.BOUNDARY_IOU,
                 fuse_at=cfg.MODEL.SEAMLESS.FUSE_AT,
                 area_limit=cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT,

@@ -49,7 +49,7 @@ def places(ids: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
 
 
 def count_overlaps(
-    truth_map: np.ndarray, truth_ids: np.ndarray, predicted_map: np.ndarray, predicted_ids: np.ndarray
+    gt_map: np.ndarray, gt_ids: np.ndarray, predicted_map: np.ndarray, predicted_ids: np.ndarray
 ) -> np.ndarray:
     """Number of pixels for each pair of a true and a predicted segment.
 
@@ -57,19 +57,19 @@ def count_overlaps(
     more than one comparison of neighbours per map.
 
     Args:
-        truth_map, predicted_map: (H, W) integer ids, or (H, W, 3) uint8 with id = R + 256 G + 65536 B.
-        truth_ids: (n,) distinct ids.
+        gt_map, predicted_map: (H, W) integer ids, or (H, W, 3) uint8 with id = R + 256 G + 65536 B.
+        gt_ids: (n,) distinct ids.
         predicted_ids: (m,) distinct ids.
 
     Returns:
         (n + 2, m + 2) int64; row and column 0 are id 0, k + 1 is segment k, the last any id that is not listed.
     """
-    num_pixels = truth_map.shape[0] * truth_map.shape[1]
-    starts = _run_starts(truth_map, predicted_map)
+    num_pixels = gt_map.shape[0] * gt_map.shape[1]
+    starts = _run_starts(gt_map, predicted_map)
     lengths = np.diff(starts, append=num_pixels)
     columns = len(predicted_ids) + 2
-    pairs = places(_ids_at(truth_map, starts), truth_ids) * columns
+    pairs = places(_ids_at(gt_map, starts), gt_ids) * columns
     pairs += places(_ids_at(predicted_map, starts), predicted_ids)
     # Sums of whole numbers below 2^53 are exact.
-    counts = np.bincount(pairs, lengths, (len(truth_ids) + 2) * columns)
+    counts = np.bincount(pairs, lengths, (len(gt_ids) + 2) * columns)
     return counts.astype(np.int64).reshape(-1, columns)

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..data.images import read_id_picture, read_photo
-from ..data.metadata import Classes
-from ..data.prepare.writer import available_cpus
-from ..data.register import read_json
 from ..errors import UserError
+from ..io import available_cpus, read_id_image, read_image, read_json
+from ..structures.classes import Classes
+from .dataset_statistics import DatasetStatistics
 from .panoptic_quality import ImageMatch, PanopticStatistics, Segments, match_image
 from .report import write_reports
-from .statistics import DatasetStatistics
 from .tables import averages, format_tables
 
 Annotation = dict[str, Any]
@@ -28,24 +26,24 @@ class FilePairs:
     """Two COCO-panoptic data sets of the same images, checked; ``read_pairs`` makes it.
 
     Attributes:
-        categories: of the truth, in the order of its json.
+        categories: of the ground truth, in the order of its json.
         classes: the same in semantic order (stuff, then things), which numbers them in the statistics.
         pairs: the annotations (true, predicted) of each image.
-        truth_json, prediction_json, truth_dir, prediction_dir: where they are.
-        images: the truth's image entries by id.
+        gt_json, prediction_json, gt_dir, prediction_dir: where they are.
+        images: the ground truth's image entries by id.
     """
 
     categories: list[dict[str, Any]]
     classes: Classes
     pairs: list[tuple[Annotation, Annotation]]
-    truth_json: Path
+    gt_json: Path
     prediction_json: Path
-    truth_dir: Path
+    gt_dir: Path
     prediction_dir: Path
     images: dict[Any, dict[str, Any]]
 
-    def truth_segments(self, annotation: Annotation) -> Segments:
-        """Of one of the truth's annotations."""
+    def gt_segments(self, annotation: Annotation) -> Segments:
+        """Of one of the ground truth's annotations."""
         segments = self._segments(annotation)
         if (segments.ids == 0).any():
             raise UserError(f"{annotation['file_name']} has a true segment of id 0, which means void; mend the json")
@@ -56,21 +54,21 @@ class FilePairs:
 
     def check_segments(self) -> None:
         """Raise ``UserError`` where the jsons contradict themselves or each other."""
-        for truth, prediction in self.pairs:
-            self.truth_segments(truth)
+        for ground_truth, prediction in self.pairs:
+            self.gt_segments(ground_truth)
             self._segments(prediction)
 
     def match(self, pair: tuple[Annotation, Annotation], rules: str) -> tuple[ImageMatch, np.ndarray]:
-        """Read and compare one image; returns the predicted picture too."""
-        truth, prediction = pair
+        """Read and compare one image; returns the predicted image too."""
+        ground_truth, prediction = pair
         name = prediction["file_name"]
         try:
-            picture = read_id_picture(self.prediction_dir / name)
-            truth_picture = read_id_picture(self.truth_dir / truth["file_name"])
-            match = match_image(truth_picture, self.truth_segments(truth), picture, self._segments(prediction), rules)
+            image = read_id_image(self.prediction_dir / name)
+            gt_image = read_id_image(self.gt_dir / ground_truth["file_name"])
+            match = match_image(gt_image, self.gt_segments(ground_truth), image, self._segments(prediction), rules)
         except UserError as error:
             raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
-        return match, picture
+        return match, image
 
     def __post_init__(self) -> None:
         self._class_of_id = {c: k for k, c in enumerate(self.classes.dataset_ids)}
@@ -92,44 +90,46 @@ def _read_annotations(path: Path, what: str) -> dict[str, Any]:
 
 def read_pairs(
     prediction_json: str | Path,
-    truth_json: str | Path,
+    gt_json: str | Path,
     prediction_dir: str | Path | None = None,
-    truth_dir: str | Path | None = None,
+    gt_dir: str | Path | None = None,
 ) -> FilePairs:
     """Read and check two COCO-panoptic jsons.
 
     Args:
-        prediction_json, truth_json: the jsons; categories are taken from the truth.
-        prediction_dir, truth_dir: folders of the PNGs; default the jsons' paths without ".json".
+        prediction_json, gt_json: the jsons; categories are taken from the ground truth.
+        prediction_dir, gt_dir: folders of the PNGs; default the jsons' paths without ".json".
 
     Raises:
-        UserError: files missing or malformed, or an image of the truth without prediction.
+        UserError: files missing or malformed, or an image of the ground truth without prediction.
     """
-    truth_json, prediction_json = Path(truth_json), Path(prediction_json)
-    truth = _read_annotations(truth_json, "truth")
+    gt_json, prediction_json = Path(gt_json), Path(prediction_json)
+    ground_truth = _read_annotations(gt_json, "ground_truth")
     prediction = _read_annotations(prediction_json, "prediction")
-    if not truth.get("categories"):
-        raise UserError(f"{truth_json} has no categories; it is not a COCO-panoptic json")
-    classes = Classes.from_categories(truth["categories"], str(truth_json))
+    if not ground_truth.get("categories"):
+        raise UserError(f"{gt_json} has no categories; it is not a COCO-panoptic json")
+    classes = Classes.from_categories(ground_truth["categories"], str(gt_json))
     predicted = {a["image_id"]: a for a in prediction["annotations"]}
-    lacking = [a["image_id"] for a in truth["annotations"] if a["image_id"] not in predicted]
+    lacking = [a["image_id"] for a in ground_truth["annotations"] if a["image_id"] not in predicted]
     if lacking:
         raise UserError(
             f"{prediction_json} has no prediction for image {lacking[0]} ({len(lacking)} images in all); predict them "
-            "all, or take them out of the truth"
+            "all, or take them out of the ground truth"
         )
     folders = []
     for given, json_path, what in (
         (prediction_dir, prediction_json, "--pred-dir"),
-        (truth_dir, truth_json, "--truth-dir"),
+        (gt_dir, gt_json, "--truth-dir"),
     ):
         folder = Path(given or json_path.with_suffix(""))
         if not folder.is_dir():
             raise UserError(f"folder {folder} with the PNGs of {json_path} does not exist; name it with {what}")
         folders.append(folder)
-    pairs = [(a, predicted[a["image_id"]]) for a in truth["annotations"]]
-    images = {image["id"]: image for image in truth.get("images", [])}
-    return FilePairs(truth["categories"], classes, pairs, truth_json, prediction_json, folders[1], folders[0], images)
+    pairs = [(a, predicted[a["image_id"]]) for a in ground_truth["annotations"]]
+    images = {image["id"]: image for image in ground_truth.get("images", [])}
+    return FilePairs(
+        ground_truth["categories"], classes, pairs, gt_json, prediction_json, folders[1], folders[0], images
+    )
 
 
 def _matches(
@@ -165,8 +165,8 @@ def accumulate(files: FilePairs, *, rules: str = "panopticapi", workers: int | N
     """
     statistics = DatasetStatistics(len(files.categories))
     matches: Iterable = _matches(files, rules, workers or available_cpus())
-    for (truth, _), match, picture in tqdm(matches, "evaluate", len(files.pairs), leave=False, unit="image"):
-        statistics.add(match, truth["image_id"], picture)
+    for (ground_truth, _), match, image in tqdm(matches, "evaluate", len(files.pairs), leave=False, unit="image"):
+        statistics.add(match, ground_truth["image_id"], image)
     return statistics
 
 
@@ -186,9 +186,9 @@ def summarize(quality: PanopticStatistics, files: FilePairs, rules: str = "panop
 
 def evaluate_files(
     prediction_json: str | Path,
-    truth_json: str | Path,
+    gt_json: str | Path,
     prediction_dir: str | Path | None = None,
-    truth_dir: str | Path | None = None,
+    gt_dir: str | Path | None = None,
     *,
     rules: str = "panopticapi",
     workers: int | None = None,
@@ -203,7 +203,7 @@ def evaluate_files(
     # It needs this module's types.
     from .with_hotcoco import quality_by_hotcoco
 
-    files = read_pairs(prediction_json, truth_json, prediction_dir, truth_dir)
+    files = read_pairs(prediction_json, gt_json, prediction_dir, gt_dir)
     files.check_segments()
     quality = quality_by_hotcoco(files) if rules == "panopticapi" and workers is None else None
     if quality is None:
@@ -213,9 +213,9 @@ def evaluate_files(
 
 def report_files(
     prediction_json: str | Path,
-    truth_json: str | Path,
+    gt_json: str | Path,
     prediction_dir: str | Path | None = None,
-    truth_dir: str | Path | None = None,
+    gt_dir: str | Path | None = None,
     *,
     output_dir: str | Path,
     image_dir: str | Path | None = None,
@@ -225,9 +225,9 @@ def report_files(
     """``evaluate_files``, and metrics.json, per_class.csv and report.html.
 
     Args:
-        prediction_json, truth_json, prediction_dir, truth_dir, rules, workers: see ``evaluate_files``.
+        prediction_json, gt_json, prediction_dir, gt_dir, rules, workers: see ``evaluate_files``.
         output_dir: where the reports go.
-        image_dir: folder of the photos, named as in the truth's json; None shows plain colours.
+        image_dir: folder of the images, named as in the ground truth's json; None shows plain colours.
 
     Returns:
         What ``evaluate_files`` returns, and the tables as text.
@@ -236,24 +236,24 @@ def report_files(
         UserError: see there; or ``image_dir`` does not exist.
     """
     if image_dir is not None and not Path(image_dir).is_dir():
-        raise UserError(f"folder {image_dir} of the photos does not exist; check --images")
-    files = read_pairs(prediction_json, truth_json, prediction_dir, truth_dir)
+        raise UserError(f"folder {image_dir} of the images does not exist; check --images")
+    files = read_pairs(prediction_json, gt_json, prediction_dir, gt_dir)
     files.check_segments()
     # What cannot be made should fail now and not after the work.
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     statistics = accumulate(files, rules=rules, workers=workers)
-    truths = {truth["image_id"]: truth for truth, _ in files.pairs}
+    ground_truths = {ground_truth["image_id"]: ground_truth for ground_truth, _ in files.pairs}
 
-    def load_truth(image_id: Any) -> tuple[str, np.ndarray | None, np.ndarray, Segments]:
-        truth = truths[image_id]
-        picture = read_id_picture(files.truth_dir / truth["file_name"])
-        name, photo = truth["file_name"], None
+    def load_ground_truth(image_id: Any) -> tuple[str, np.ndarray | None, np.ndarray, Segments]:
+        ground_truth = ground_truths[image_id]
+        id_image = read_id_image(files.gt_dir / ground_truth["file_name"])
+        name, image = ground_truth["file_name"], None
         if image_dir is not None and "file_name" in files.images.get(image_id, {}):
             name = files.images[image_id]["file_name"]
-            photo = read_photo(Path(image_dir) / name, picture.shape[:2])
-        return name, photo, picture, files.truth_segments(truth)
+            image = read_image(Path(image_dir) / name, id_image.shape[:2])
+        return name, image, id_image, files.gt_segments(ground_truth)
 
     title = f"Evaluation of {Path(prediction_json).name}"
-    write_reports(Path(output_dir), title, files.classes, statistics, rules, load_truth)
+    write_reports(Path(output_dir), title, files.classes, statistics, rules, load_ground_truth)
     tables = format_tables(files.classes, statistics, rules)
     return summarize(statistics.quality, files, rules), files.categories, tables

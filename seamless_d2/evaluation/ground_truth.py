@@ -1,4 +1,4 @@
-"""Truth in the forms that Detectron2's evaluators read, derived from the panoptic truth."""
+"""Ground truth in the forms that Detectron2's evaluators read, derived from the panoptic ground truth."""
 
 import hashlib
 import json
@@ -10,21 +10,20 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.images import read_id_map, read_id_picture, rgb_to_ids
-from ..data.metadata import VOID_LABEL, Classes
-from ..data.prepare.id_maps import instance_annotations, measure_segments
-from ..files import write_json
+from ..io import read_id_image, read_id_map, rgb_to_ids, write_json
+from ..structures.classes import VOID_LABEL, Classes
+from ..structures.id_maps import instance_annotations, measure_segments
 
 
-def read_truth(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 picture of segment ids, resized to ``size`` (height, width) by nearest sampling where given."""
-    picture = read_id_picture(path)
-    if size is None or picture.shape[:2] == tuple(size):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.NEAREST))
+def read_ground_truth(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 image of segment ids, resized to ``size`` (height, width) by nearest sampling where given."""
+    image = read_id_image(path)
+    if size is None or image.shape[:2] == tuple(size):
+        return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.NEAREST))
 
 
-class SemanticTruth:
+class SemanticGroundTruth:
     """``sem_seg_loading_fn`` for ``SemSegEvaluator``: semantic labels straight from the panoptic PNG.
 
     Attributes:
@@ -33,7 +32,7 @@ class SemanticTruth:
 
     def __init__(self, dataset_name: str) -> None:
         self.size: tuple[int, int] | None = None
-        num_stuff = Classes.from_metadata(dataset_name).num_stuff
+        num_stuff = Classes.from_metadata(MetadataCatalog.get(dataset_name)).num_stuff
         self.labels = {
             record["sem_seg_file_name"]: {
                 s["id"]: s["category_id"] + (num_stuff if s["isthing"] else 0) for s in record["segments_info"]
@@ -43,7 +42,7 @@ class SemanticTruth:
 
     def __call__(self, file_name: str, dtype: type = np.int64) -> np.ndarray:
         """(H, W) labels, stuff 0..S-1, things S..C-1, 255 = void."""
-        id_map = rgb_to_ids(read_truth(file_name, self.size))
+        id_map = rgb_to_ids(read_ground_truth(file_name, self.size))
         table = self.labels[file_name]
         ids = np.array(sorted(table), np.int64)
         labels = np.array([VOID_LABEL, *(table[i] for i in ids.tolist())], dtype)
@@ -75,7 +74,7 @@ def write_instance_json(dataset_name: str, output_dir: str | Path) -> Path:
         return path
     dataset_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
     images, annotations = [], []
-    for record in tqdm(DatasetCatalog.get(dataset_name), desc="instance truth", unit="image", leave=False):
+    for record in tqdm(DatasetCatalog.get(dataset_name), desc="instance ground truth", unit="image", leave=False):
         images.append({"id": record["image_id"], "height": record["height"], "width": record["width"]})
         things = [
             {"id": s["id"], "category_id": dataset_ids[s["category_id"]], "iscrowd": s["iscrowd"]}

@@ -9,22 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from PIL import Image
 from tabulate import tabulate
 
-from ..data.images import ids_to_rgb, rgb_to_ids
-from ..data.metadata import Classes
 from ..errors import UserError
-from ..files import atomic_write, write_json
-from .ground_truth import read_truth
+from ..io import atomic_write, ids_to_rgb, rgb_to_ids, write_json
+from ..structures.classes import Classes
+from .dataset_statistics import DatasetStatistics
+from .ground_truth import read_ground_truth
 from .panoptic_quality import ImageMatch, Segments, match_image
-from .statistics import DatasetStatistics
 from .tables import averages, write_per_class
 
-# Images whose truth is being read while the network goes on; bounds the memory.
+# Images whose ground truth is being read while the network goes on; bounds the memory.
 MAX_PENDING = 4
 
 
@@ -42,7 +41,7 @@ class PanopticEvaluator(DatasetEvaluator):
         *,
         save_predictions: bool = False,
         rules: str = "panopticapi",
-        resize_truth: bool = False,
+        resize_ground_truth: bool = False,
     ) -> None:
         """
         Args:
@@ -50,16 +49,16 @@ class PanopticEvaluator(DatasetEvaluator):
             output_dir: where per_class.csv (and predictions) go; None = nowhere.
             save_predictions: also write the predicted PNGs and predictions.json (COCO panoptic) into ``output_dir``.
             rules: void and crowd rules, see ``match_counts``.
-            resize_truth: bring the truth to the prediction's size by nearest sampling; segments that vanish there do
+            resize_ground_truth: bring the ground truth to the prediction's size by nearest sampling; segments that vanish there do
                 not count.
         """
         self.dataset_name = dataset_name
-        self.classes = Classes.from_metadata(dataset_name)
+        self.classes = Classes.from_metadata(MetadataCatalog.get(dataset_name))
         self.records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
         self.output_dir = Path(output_dir) if output_dir else None
         self.save_predictions = save_predictions and self.output_dir is not None
         self.rules = rules
-        self.resize_truth = resize_truth
+        self.resize_ground_truth = resize_ground_truth
         self._logger = logging.getLogger(__name__)
         self.reset()
 
@@ -70,7 +69,7 @@ class PanopticEvaluator(DatasetEvaluator):
         self._annotations: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take the model's "panoptic_seg" of some images; truth is read and compared in the background."""
+        """Take the model's "panoptic_seg" of some images; ground truth is read and compared in the background."""
         for entry, output in zip(inputs, outputs, strict=True):
             panoptic_seg, segments_info = output["panoptic_seg"]
             ids = panoptic_seg.cpu().numpy()
@@ -96,7 +95,7 @@ class PanopticEvaluator(DatasetEvaluator):
     def _label(self, segment: dict[str, Any]) -> int:
         return segment["category_id"] + (self.classes.num_stuff if segment["isthing"] else 0)
 
-    def truth_segments(self, record: dict[str, Any]) -> Segments:
+    def gt_segments(self, record: dict[str, Any]) -> Segments:
         """Of a record of the data set."""
         info = record["segments_info"]
         return Segments(
@@ -107,12 +106,12 @@ class PanopticEvaluator(DatasetEvaluator):
 
     def _compare(self, image_id: Any, ids: np.ndarray, predicted: Segments) -> ImageMatch:
         record = self.records[image_id]
-        truth = self.truth_segments(record)
-        picture = read_truth(record["pan_seg_file_name"], ids.shape if self.resize_truth else None)
-        if self.resize_truth:
-            truth = truth.select(np.isin(truth.ids, rgb_to_ids(picture)))
+        ground_truth = self.gt_segments(record)
+        image = read_ground_truth(record["pan_seg_file_name"], ids.shape if self.resize_ground_truth else None)
+        if self.resize_ground_truth:
+            ground_truth = ground_truth.select(np.isin(ground_truth.ids, rgb_to_ids(image)))
         try:
-            return match_image(picture, truth, ids, predicted, self.rules)
+            return match_image(image, ground_truth, ids, predicted, self.rules)
         except UserError as error:
             raise UserError(f"{record['file_name']}: {error}") from None
 

@@ -31,11 +31,11 @@ class PanopticStatistics:
     def add(self, match: "ImageMatch") -> None:
         """Add one image."""
         size = self.num_classes
-        classes = match.truth.classes[match.rows]
+        classes = match.ground_truth.classes[match.rows]
         self.iou += np.bincount(classes, match.iou, size)
         self.tp += np.bincount(classes, minlength=size)
         self.fp += np.bincount(match.predicted.classes[match.false], minlength=size)
-        self.fn += np.bincount(match.truth.classes[match.missed], minlength=size)
+        self.fn += np.bincount(match.ground_truth.classes[match.missed], minlength=size)
 
     def __iadd__(self, other: "PanopticStatistics") -> "PanopticStatistics":
         self.iou += other.iou
@@ -79,7 +79,7 @@ class Segments:
         ids: (n,) int64, as in the map, distinct.
         classes: (n,) int64, 0..C-1.
         crowd: (n,) bool.
-        areas: (n,) int64 as the json states them, which panopticapi takes for the truth; None = counted.
+        areas: (n,) int64 as the json states them, which panopticapi takes for the ground truth; None = counted.
         scores: (n,) float in 0..1, NaN for segments without one; None = none has.
     """
 
@@ -106,7 +106,9 @@ class Segments:
                 if not isinstance(segment, dict) or not isinstance(segment.get(key), int):
                     raise UserError(f"{source} has a segment without a whole number for {key!r}; mend the json")
             if segment["category_id"] not in class_of_id:
-                raise UserError(f"{source} has a segment of category {segment['category_id']}, which the truth lacks")
+                raise UserError(
+                    f"{source} has a segment of category {segment['category_id']}, which the ground truth lacks"
+                )
         ids = np.array([s["id"] for s in segments_info], np.int64)
         if len(np.unique(ids)) < len(ids):
             raise UserError(f"{source} lists a segment id twice; ids must be unique in an image")
@@ -134,14 +136,14 @@ class ImageMatch:
     """What one image adds to the statistics.
 
     Attributes:
-        truth, predicted: the n true and m predicted segments.
+        ground truth, predicted: the n true and m predicted segments.
         counts: (n + 2, m + 2) shared pixels, see ``count_overlaps``.
-        rows, columns, iou: the matched pairs: positions among truth and predicted, and their IoU.
+        rows, columns, iou: the matched pairs: positions among ground truth and predicted, and their IoU.
         missed: (n,) bool, true segments that count as FN.
         false: (m,) bool, predicted segments that count as FP.
     """
 
-    truth: Segments
+    ground_truth: Segments
     predicted: Segments
     counts: np.ndarray
     rows: np.ndarray
@@ -159,37 +161,37 @@ class ImageMatch:
 
 def match_counts(
     counts: np.ndarray,
-    truth: Segments,
+    ground_truth: Segments,
     predicted: Segments,
     rules: str = "panopticapi",
-    truth_area: np.ndarray | None = None,
+    gt_area: np.ndarray | None = None,
 ) -> ImageMatch:
     """Match segments by the pixels that they share.
 
     Args:
         counts: (n + 2, m + 2), see ``count_overlaps``.
-        truth, predicted: the n and m segments.
-        rules: "panopticapi", or "original": crowd truth is void, so that its pixels leave the union too.
-        truth_area: (n,) pixels of the true segments; default as the json states them, else as counted.
+        ground truth, predicted: the n and m segments.
+        rules: "panopticapi", or "original": crowd ground truth is void, so that its pixels leave the union too.
+        gt_area: (n,) pixels of the true segments; default as the json states them, else as counted.
     """
     intersection = counts[1:-1, 1:-1]
     predicted_area = counts[:, 1:-1].sum(axis=0)
     void = counts[0, 1:-1]
-    crowd = truth.crowd
+    crowd = ground_truth.crowd
     if rules == "original":
         void = void + intersection[crowd].sum(axis=0)
-    stated = truth.areas if rules == "panopticapi" else None
-    if truth_area is None:
-        truth_area = counts[1:-1].sum(axis=1) if stated is None else stated
-    union = predicted_area[None, :] + truth_area[:, None] - intersection - void[None, :]
-    comparable = (truth.classes[:, None] == predicted.classes[None, :]) & ~crowd[:, None] & (intersection > 0)
+    stated = ground_truth.areas if rules == "panopticapi" else None
+    if gt_area is None:
+        gt_area = counts[1:-1].sum(axis=1) if stated is None else stated
+    union = predicted_area[None, :] + gt_area[:, None] - intersection - void[None, :]
+    comparable = (ground_truth.classes[:, None] == predicted.classes[None, :]) & ~crowd[:, None] & (intersection > 0)
     iou = np.divide(intersection, union, out=np.zeros(intersection.shape), where=comparable)
     matched = iou > 0.5
     rows, columns = matched.nonzero()
     excused = void
     if rules == "panopticapi":
         # A dictionary by class: a later crowd region of the same class replaces an earlier one.
-        crowd_of_class = {int(c): k for k, c in enumerate(truth.classes) if crowd[k]}
+        crowd_of_class = {int(c): k for k, c in enumerate(ground_truth.classes) if crowd[k]}
         excused = void + np.array(
             [
                 intersection[crowd_of_class[c], j] if c in crowd_of_class else 0
@@ -198,7 +200,7 @@ def match_counts(
             np.int64,
         )
     return ImageMatch(
-        truth,
+        ground_truth,
         predicted,
         counts,
         rows,
@@ -210,8 +212,8 @@ def match_counts(
 
 
 def match_image(
-    truth_map: np.ndarray,
-    truth: Segments,
+    gt_map: np.ndarray,
+    ground_truth: Segments,
     predicted_map: np.ndarray,
     predicted: Segments,
     rules: str = "panopticapi",
@@ -219,24 +221,24 @@ def match_image(
     """Match one image.
 
     Args:
-        truth_map, predicted_map: (H, W) integer ids, 0 = void, or (H, W, 3) uint8 with id = R + 256 G + 65536 B.
-        truth, predicted: their segments.
+        gt_map, predicted_map: (H, W) integer ids, 0 = void, or (H, W, 3) uint8 with id = R + 256 G + 65536 B.
+        ground truth, predicted: their segments.
         rules: see ``match_counts``.
 
     Raises:
         UserError: maps of different sizes, a predicted id that no segment has, or a segment without a pixel.
     """
-    sizes = truth_map.shape[:2], predicted_map.shape[:2]
+    sizes = gt_map.shape[:2], predicted_map.shape[:2]
     if sizes[0] != sizes[1]:
         (height, width), (predicted_height, predicted_width) = sizes
         raise UserError(
-            f"the prediction is {predicted_width} x {predicted_height} pixels and the truth {width} x {height}; they "
+            f"the prediction is {predicted_width} x {predicted_height} pixels and the ground truth {width} x {height}; they "
             "must have the same size"
         )
-    counts = count_overlaps(truth_map, truth.ids, predicted_map, predicted.ids)
+    counts = count_overlaps(gt_map, ground_truth.ids, predicted_map, predicted.ids)
     if counts[:, -1].any():
         raise UserError("the predicted map holds an id that its segments_info does not list")
     areas = counts[:, 1:-1].sum(axis=0)
     if not areas.all():
         raise UserError(f"predicted segment {predicted.ids[areas == 0][0]} has no pixel in the map")
-    return match_counts(counts, truth, predicted, rules)
+    return match_counts(counts, ground_truth, predicted, rules)

@@ -11,18 +11,17 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..data.images import rgb_to_ids
-from ..data.metadata import Classes
-from ..files import atomic_write, write_json
+from ..io import atomic_write, rgb_to_ids, write_json
+from ..structures.classes import Classes
 from ..visualization import draw_overlay
 from .charts import STYLE, bars, confusion_table, line_chart
 from .counting import places
+from .dataset_statistics import DatasetStatistics, Example
 from .panoptic_quality import Segments
-from .statistics import DatasetStatistics, Example
 from .tables import averages, other_metrics, part_of_classes, per_class_rows, without_nan, write_per_class
 
-# For an image id: its name, the photo (RGB) or None, the true picture of ids and its segments.
-LoadTruth = Callable[[Any], tuple[str, np.ndarray | None, np.ndarray, Segments]]
+# For an image id: its name, the image (RGB) or None, the true image of ids and its segments.
+LoadGroundTruth = Callable[[Any], tuple[str, np.ndarray | None, np.ndarray, Segments]]
 
 
 def write_reports(
@@ -31,7 +30,7 @@ def write_reports(
     classes: Classes,
     statistics: DatasetStatistics,
     rules: str,
-    load_truth: LoadTruth,
+    load_ground_truth: LoadGroundTruth,
     results: dict[str, Any] | None = None,
 ) -> None:
     """Write metrics.json, per_class.csv and report.html.
@@ -42,7 +41,7 @@ def write_reports(
         classes: in the order of the statistics.
         statistics: of the data set.
         rules: "panopticapi" or "original", as the statistics were made.
-        load_truth: reads what is shown of one image.
+        load_ground_truth: reads what is shown of one image.
         results: of Detectron2's evaluators too.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -56,7 +55,7 @@ def write_reports(
     }
     write_json(output_dir / "metrics.json", without_nan(metrics), indent=2)
     write_per_class(output_dir / "per_class.csv", classes, statistics, results)
-    page = _page(title, classes, statistics, rules, load_truth, results)
+    page = _page(title, classes, statistics, rules, load_ground_truth, results)
     with atomic_write(output_dir / "report.html", "w") as file:
         file.write(page)
 
@@ -66,7 +65,7 @@ def _page(
     classes: Classes,
     statistics: DatasetStatistics,
     rules: str,
-    load_truth: LoadTruth,
+    load_ground_truth: LoadGroundTruth,
     results: dict[str, Any] | None,
 ) -> str:
     means = averages(statistics.quality, classes, rules)
@@ -83,8 +82,8 @@ def _page(
         _class_section(classes, statistics, results),
         _confusion_section(classes, statistics),
         _curve_section(classes, statistics),
-        _example_section("Worst images", statistics.worst, classes, load_truth),
-        _example_section("Best images", statistics.best, classes, load_truth),
+        _example_section("Worst images", statistics.worst, classes, load_ground_truth),
+        _example_section("Best images", statistics.best, classes, load_ground_truth),
     ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -159,21 +158,23 @@ def _curve_section(classes: Classes, statistics: DatasetStatistics) -> str:
     )
 
 
-def _example_section(heading: str, examples: list[Example], classes: Classes, load_truth: LoadTruth) -> str:
-    parts = [f'<h2>{heading}</h2><p class="soft">Prediction left, truth right; PQ of the image alone.</p>']
+def _example_section(
+    heading: str, examples: list[Example], classes: Classes, load_ground_truth: LoadGroundTruth
+) -> str:
+    parts = [f'<h2>{heading}</h2><p class="soft">Prediction left, ground truth right; PQ of the image alone.</p>']
     for example in examples:
-        name, photo, truth_picture, truth = load_truth(example.image_id)
+        name, image, gt_id_image, ground_truth = load_ground_truth(example.image_id)
         height, width = example.ids.shape
-        truth_ids = rgb_to_ids(cv2.resize(truth_picture, (width, height), interpolation=cv2.INTER_NEAREST))
-        if photo is None:
-            photo, alpha = np.full((height, width, 3), 235, np.uint8), 1.0
+        gt_ids = rgb_to_ids(cv2.resize(gt_id_image, (width, height), interpolation=cv2.INTER_NEAREST))
+        if image is None:
+            image, alpha = np.full((height, width, 3), 235, np.uint8), 1.0
         else:
-            photo, alpha = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA), 0.55
+            image, alpha = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), 0.55
         images = []
-        for ids, segments in ((example.ids, example.segments), (truth_ids, truth)):
+        for ids, segments in ((example.ids, example.segments), (gt_ids, ground_truth)):
             labels, info = _for_drawing(ids, segments, classes)
-            picture = draw_overlay(photo, labels, info, classes, alpha=alpha, min_side=240)
-            images.append(f'<img src="data:image/jpeg;base64,{_jpeg(picture)}" alt="">')
+            drawn = draw_overlay(image, labels, info, classes, alpha=alpha, min_side=240)
+            images.append(f'<img src="data:image/jpeg;base64,{_jpeg(drawn)}" alt="">')
         parts.append(
             f'<div class="example"><h3>{escape(name)} <span class="soft">PQ {100 * example.quality:.1f}</span></h3>'
             f"{''.join(images)}</div>"
@@ -196,7 +197,7 @@ def _for_drawing(ids: np.ndarray, segments: Segments, classes: Classes) -> tuple
     return labels, info
 
 
-def _jpeg(picture: np.ndarray) -> str:
+def _jpeg(image: np.ndarray) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=85)
+    Image.fromarray(image).save(buffer, format="JPEG", quality=85)
     return base64.b64encode(buffer.getvalue()).decode()

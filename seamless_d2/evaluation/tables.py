@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..data.metadata import Classes
-from ..files import atomic_write
+from ..io import atomic_write
+from ..structures.classes import Classes
+from .dataset_statistics import DatasetStatistics
 from .panoptic_quality import PanopticStatistics
-from .statistics import DatasetStatistics
 
 PARTS = ("All", "Things", "Stuff")
 

@@ -59,43 +59,43 @@ class ThresholdSweep:
         # Sums of matched IoU, TP and FP.
         self.things = np.zeros((3, overlaps, scores, num_classes - num_stuff))
         self.stuff = np.zeros((3, overlaps, scores, areas, num_stuff))
-        self.truth = np.zeros(num_classes, np.int64)
+        self.ground_truth = np.zeros(num_classes, np.int64)
         self.images = 0
 
-    def add(self, truth_map: np.ndarray, truth: Segments, labels: np.ndarray, fuse_things: FuseThings) -> None:
+    def add(self, gt_map: np.ndarray, ground_truth: Segments, labels: np.ndarray, fuse_things: FuseThings) -> None:
         """Add one image.
 
         Args:
-            truth_map: (H, W) ids or (H, W, 3) uint8.
-            truth: its segments.
+            gt_map: (H, W) ids or (H, W, 3) uint8.
+            ground truth: its segments.
             labels: (h, w) semantic labels where fusion happens; results are brought to (H, W) by nearest sampling.
             fuse_things: see ``FuseThings``.
         """
         self.images += 1
-        self.truth += np.bincount(truth.classes[~truth.crowd], minlength=self.num_classes)
+        self.ground_truth += np.bincount(ground_truth.classes[~ground_truth.crowd], minlength=self.num_classes)
         for o, overlap in enumerate(self.grid.overlaps.tolist()):
             things, classes, scores = fuse_things(overlap)
             # At so many of the thresholds an instance is there; fusion compares in single precision.
             levels = np.searchsorted(self.grid.scores.astype(np.float32), scores.astype(np.float32), side="left")
-            self._add_things(o, truth_map, truth, things, classes + self.num_stuff, levels)
-            self._add_stuff(o, truth_map, truth, labels, np.concatenate([[0], levels])[things])
+            self._add_things(o, gt_map, ground_truth, things, classes + self.num_stuff, levels)
+            self._add_stuff(o, gt_map, ground_truth, labels, np.concatenate([[0], levels])[things])
 
     def _add_things(
         self,
         o: int,
-        truth_map: np.ndarray,
-        truth: Segments,
+        gt_map: np.ndarray,
+        ground_truth: Segments,
         things: np.ndarray,
         classes: np.ndarray,
         levels: np.ndarray,
     ) -> None:
-        things = _nearest(things, truth_map.shape[:2])
+        things = _nearest(things, gt_map.shape[:2])
         ids = np.arange(1, len(classes) + 1)
         visible = np.bincount(things.ravel(), minlength=len(ids) + 1)[1:] > 0
         crowd = np.zeros(len(ids), bool)
         predicted = Segments(ids, classes, crowd).select(visible)
         levels = levels[visible]
-        match = match_image(truth_map, truth, things, predicted, self.rules)
+        match = match_image(gt_map, ground_truth, things, predicted, self.rules)
         size = self.things.shape[2:]
 
         def by_threshold(columns: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ class ThresholdSweep:
         self.things[2, o] += by_threshold(match.false.nonzero()[0], np.ones(int(match.false.sum())))
 
     def _add_stuff(
-        self, o: int, truth_map: np.ndarray, truth: Segments, labels: np.ndarray, covered: np.ndarray
+        self, o: int, gt_map: np.ndarray, ground_truth: Segments, labels: np.ndarray, covered: np.ndarray
     ) -> None:
         """``covered``: (h, w) number of score thresholds at which an instance holds the pixel."""
         stuff, scores = self.num_stuff, len(self.grid.scores)
@@ -119,15 +119,15 @@ class ThresholdSweep:
         # At threshold j the pixels with covered <= j are free.
         areas = areas.cumsum(axis=1)[:, :scores]
         ids = np.arange(1, stuff * bins + 1)
-        counts = count_overlaps(truth_map, truth.ids, _nearest(groups, truth_map.shape[:2]), ids)
+        counts = count_overlaps(gt_map, ground_truth.ids, _nearest(groups, gt_map.shape[:2]), ids)
         free = counts[:, 1:-1].reshape(len(counts), stuff, bins).cumsum(axis=2)[:, :, :scores]
         columns = np.zeros((len(counts), stuff * scores + 2), np.int64)
         columns[:, 1:-1] = free.reshape(len(counts), -1)
         predicted = Segments(
             np.arange(stuff * scores), np.repeat(np.arange(stuff), scores), np.zeros(stuff * scores, bool)
         )
-        truth_area = counts[1:-1].sum(axis=1)
-        match = match_counts(columns, truth, predicted, self.rules, truth_area)
+        gt_area = counts[1:-1].sum(axis=1)
+        match = match_counts(columns, ground_truth, predicted, self.rules, gt_area)
         # (S, A, stuff): whether the segment is large enough.
         kept = (areas.T[:, None, :] >= self.grid.areas[None, :, None]) & (areas.T[:, None, :] > 0)
         number = stuff * scores
@@ -145,8 +145,8 @@ class ThresholdSweep:
         shape = self.stuff.shape[1:4]
         things = np.broadcast_to(self.things[:, :, :, None], (3, *shape, self.num_classes - self.num_stuff))
         iou, tp, fp = np.concatenate([self.stuff, things], axis=-1)
-        # TP + FP / 2 + FN / 2, with FN = truth - TP.
-        weight = 0.5 * (tp + fp + self.truth)
+        # TP + FP / 2 + FN / 2, with FN = ground truth - TP.
+        weight = 0.5 * (tp + fp + self.ground_truth)
         per_class = np.divide(iou, weight, out=np.zeros(iou.shape), where=weight > 0)
         count = (weight > 0).sum(axis=-1) if self.rules == "panopticapi" else np.full(shape, self.num_classes)
         return np.divide(per_class.sum(axis=-1), count, out=np.zeros(shape), where=count > 0)

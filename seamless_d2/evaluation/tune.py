@@ -12,11 +12,11 @@ from detectron2.evaluation import inference_context
 from torch import nn
 from tqdm import tqdm
 
-from ..data.images import rgb_to_ids
 from ..data.mapper import SeamlessMapper
 from ..errors import UserError
+from ..io import rgb_to_ids
 from ..modeling.fusion import fuse_panoptic
-from .ground_truth import read_truth
+from .ground_truth import read_ground_truth
 from .panoptic_evaluator import PanopticEvaluator
 from .threshold_sweep import ThresholdGrid, ThresholdSweep
 
@@ -96,10 +96,10 @@ def _add_image(sweep: ThresholdSweep, model: nn.Module, entry: dict[str, Any], e
         return panoptic_seg.cpu().numpy(), classes, np.array([s["score"] for s in info], np.float64)
 
     record = evaluator.records[entry["image_id"]]
-    truth, picture = evaluator.truth_segments(record), read_truth(record["pan_seg_file_name"], size)
-    if evaluator.resize_truth:
-        truth = truth.select(np.isin(truth.ids, rgb_to_ids(picture)))
-    sweep.add(picture, truth, labels.cpu().numpy(), fuse_things)
+    ground_truth, image = evaluator.gt_segments(record), read_ground_truth(record["pan_seg_file_name"], size)
+    if evaluator.resize_ground_truth:
+        ground_truth = ground_truth.select(np.isin(ground_truth.ids, rgb_to_ids(image)))
+    sweep.add(image, ground_truth, labels.cpu().numpy(), fuse_things)
 
 
 def tune_thresholds(
@@ -117,7 +117,7 @@ def tune_thresholds(
     if not hasattr(model, "network"):
         raise UserError("thresholds are tuned for MODEL.META_ARCHITECTURE SeamlessPanoptic only; set it")
     evaluator = PanopticEvaluator(
-        dataset_name, rules=cfg.TEST.PQ_RULES, resize_truth=cfg.TEST.EVAL_RESOLUTION == "input"
+        dataset_name, rules=cfg.TEST.PQ_RULES, resize_ground_truth=cfg.TEST.EVAL_RESOLUTION == "input"
     )
     classes = evaluator.classes
     sweep = ThresholdSweep(grid, classes.num_stuff, len(classes.names), cfg.TEST.PQ_RULES)

@@ -3,7 +3,7 @@
 It gives nothing but PQ, so that the reports take our own pass.
 """
 
-from ..data.fast_png import is_rgb_png
+from ..io import is_rgb_png
 from .from_files import FilePairs
 from .panoptic_quality import PanopticStatistics
 
@@ -17,21 +17,21 @@ def quality_by_hotcoco(files: FilePairs) -> PanopticStatistics | None:
     """The sums of PQ by panopticapi's rules.
 
     Returns:
-        None where hotcoco is not installed, where it would read the maps otherwise than we do (it takes grey pictures
+        None where hotcoco is not installed, where it would read the maps otherwise than we do (it takes grey images
         for RGB), and where it finds anything wrong: our own pass then says what.
     """
     if PanopticEval is None:
         return None
-    pictures = (
+    images = (
         folder / annotation["file_name"]
         for pair in files.pairs
-        for folder, annotation in zip((files.truth_dir, files.prediction_dir), pair, strict=True)
+        for folder, annotation in zip((files.gt_dir, files.prediction_dir), pair, strict=True)
     )
-    if not all(map(is_rgb_png, pictures)):
+    if not all(map(is_rgb_png, images)):
         return None
     try:
         evaluation = PanopticEval(
-            files.truth_json, files.prediction_json, gt_folder=files.truth_dir, pred_folder=files.prediction_dir
+            files.gt_json, files.prediction_json, gt_folder=files.gt_dir, pred_folder=files.prediction_dir
         )
         evaluation.evaluate()
         per_class = evaluation.results()["per_class"]

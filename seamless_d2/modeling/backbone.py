@@ -1,20 +1,22 @@
 """ResNet with leaky-ReLU normalised blocks, and the feature pyramid of the paper (section 4.1)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from .norm import Activation, NormFactory, init_xavier, norm_act_from_config
+from .norm import NormFactory, init_xavier, norm_act_from_config
+from .ops.inplace_norm import Activation
 
 # Blocks per stage res2..res5 (He et al. 2016, table 1).
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -77,17 +79,33 @@ class SeamlessBottleneckBlock(_NormAddsShortcut, BottleneckBlock):
 class SeamlessResNet(ResNet):
     """ResNet whose frozen stages get no gradient but keep updating their running statistics, as the original's do."""
 
-    #: names of the stages that keep only their input for the backward pass
-    checkpoint_stages: tuple[str, ...] = ()
+    def __init__(self, *args: Any, gradient_checkpointing: Sequence[str] = (), **kwargs: Any) -> None:
+        """
+        Args:
+            gradient_checkpointing: The names of the stages ("res2" ... "res5") that keep only their input in training
+                and are computed again in the backward pass.
+            args, kwargs: The arguments of Detectron2's ``ResNet``.
+
+        Raises:
+            UserError: ``gradient_checkpointing`` names a stage that does not exist.
+        """
+        super().__init__(*args, **kwargs)
+        unknown = sorted(set(gradient_checkpointing) - set(self.stage_names))
+        if unknown:
+            raise UserError(
+                f"MODEL.SEAMLESS.GRADIENT_CHECKPOINTING names {unknown[0]!r}; the stages are "
+                f"{', '.join(self.stage_names)}"
+            )
+        self.gradient_checkpointing = frozenset(gradient_checkpointing)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """As Detectron2's."""
+        """(N, 3, H, W) -> {name: (N, C, h, w)} for the stages that ``out_features`` names."""
         outputs = {}
         x = self.stem(x)
         if "stem" in self._out_features:
             outputs["stem"] = x
         for name, stage in zip(self.stage_names, self.stages, strict=True):
-            if name in self.checkpoint_stages and self.training and torch.is_grad_enabled():
+            if name in self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 # The second time must not move the running statistics again.
                 x = checkpoint(
                     stage, x, use_reentrant=False, context_fn=lambda s=stage: (nullcontext(), keep_statistics(s))
@@ -143,24 +161,26 @@ def build_seamless_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> SeamlessResNe
             )
         )
         in_channels, out_channels = out_channels, out_channels * 2
-    resnet = SeamlessResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
-    resnet.checkpoint_stages = tuple(cfg.MODEL.SEAMLESS.CHECKPOINT_STAGES)
-    unknown = set(resnet.checkpoint_stages) - set(resnet.stage_names)
-    if unknown:
-        raise UserError(
-            f"MODEL.SEAMLESS.CHECKPOINT_STAGES names {sorted(unknown)[0]!r}; the stages are "
-            f"{', '.join(resnet.stage_names)}"
-        )
-    return resnet
+    return SeamlessResNet(
+        stem,
+        stages,
+        out_features=resnets.OUT_FEATURES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        gradient_checkpointing=cfg.MODEL.SEAMLESS.GRADIENT_CHECKPOINTING,
+    )
 
 
 class ExtraLevels(nn.Module):
-    """Further pyramid levels p6, p7, ...: stride-2 3x3 convolutions with norm + activation, the first one on C5."""
+    """Further pyramid levels p6, p7, ...: stride-2 3x3 convolutions with norm + activation.
 
-    in_feature = "res5"
+    The first one takes the coarsest feature map of the bottom-up network.
+    """
 
-    def __init__(self, in_channels: int, out_channels: int, num_levels: int, norm: NormFactory) -> None:
+    def __init__(
+        self, in_feature: str, in_channels: int, out_channels: int, num_levels: int, norm: NormFactory
+    ) -> None:
         super().__init__()
+        self.in_feature = in_feature
         self.num_levels = num_levels
         for i in range(num_levels):
             conv = Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False, norm=norm(out_channels))
@@ -186,7 +206,7 @@ class SeamlessFPN(FPN):
 
     size_divisibility = 0
 
-    def __init__(self, bottom_up: SeamlessResNet, norm: NormFactory, **kwargs) -> None:
+    def __init__(self, bottom_up: Backbone, norm: NormFactory, **kwargs) -> None:
         super().__init__(bottom_up, norm=norm, **kwargs)
         for conv in self.lateral_convs + self.output_convs:
             init_xavier(conv, conv.norm.act.gain)
@@ -204,14 +224,33 @@ class SeamlessFPN(FPN):
         return dict(zip(self._out_features, outputs, strict=True))
 
 
-@BACKBONE_REGISTRY.register()
-def build_seamless_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeamlessFPN:
-    """The trunk: ``SeamlessResNet`` + ``SeamlessFPN`` with ``MODEL.FPN.EXTRA_LEVELS`` levels above p5."""
-    resnet = build_seamless_resnet(cfg, input_shape)
-    fpn = cfg.MODEL.FPN
+def build_seamless_fpn(cfg: CfgNode, bottom_up: Backbone) -> SeamlessFPN:
+    """Put the feature pyramid of the paper on top of any bottom-up network.
+
+    Args:
+        cfg: The configuration; ``MODEL.FPN.IN_FEATURES`` names feature maps of ``bottom_up`` whose strides double from
+            one to the next, ``MODEL.FPN.EXTRA_LEVELS`` the number of levels above the coarsest of them.
+        bottom_up: A backbone of Detectron2's interface, for instance ``SwinTransformer``.
+
+    Raises:
+        UserError: ``MODEL.FPN.IN_FEATURES`` names a feature map that ``bottom_up`` does not have.
+    """
+    fpn, shapes = cfg.MODEL.FPN, bottom_up.output_shape()
+    missing = [name for name in fpn.IN_FEATURES if name not in shapes]
+    if missing or not fpn.IN_FEATURES:
+        raise UserError(
+            f"MODEL.FPN.IN_FEATURES is {list(fpn.IN_FEATURES)}, but the backbone has the feature maps "
+            f"{', '.join(shapes)}; name some of these"
+        )
     norm = norm_act_from_config(cfg, fpn.NORM)
     top_block = None
     if fpn.EXTRA_LEVELS:
-        in_channels = resnet.output_shape()[ExtraLevels.in_feature].channels
-        top_block = ExtraLevels(in_channels, fpn.OUT_CHANNELS, fpn.EXTRA_LEVELS, norm)
-    return SeamlessFPN(resnet, norm, in_features=fpn.IN_FEATURES, out_channels=fpn.OUT_CHANNELS, top_block=top_block)
+        last = fpn.IN_FEATURES[-1]
+        top_block = ExtraLevels(last, shapes[last].channels, fpn.OUT_CHANNELS, fpn.EXTRA_LEVELS, norm)
+    return SeamlessFPN(bottom_up, norm, in_features=fpn.IN_FEATURES, out_channels=fpn.OUT_CHANNELS, top_block=top_block)
+
+
+@BACKBONE_REGISTRY.register()
+def build_seamless_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeamlessFPN:
+    """Build the backbone of the paper: ``SeamlessResNet`` under ``SeamlessFPN``."""
+    return build_seamless_fpn(cfg, build_seamless_resnet(cfg, input_shape))

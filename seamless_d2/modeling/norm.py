@@ -6,7 +6,6 @@ rules which go by class (Detectron2's WEIGHT_DECAY_NORM) and checkpoints see the
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,56 +16,18 @@ from fvcore.nn.distributed import differentiable_all_gather
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .inplace_norm import InPlaceNormAct
+from .ops.inplace_norm import Activation, InPlaceNormAct
 
 NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "Affine")
 
 
-@dataclass(frozen=True)
-class Activation:
-    """An activation function by name; ``slope`` is leaky_relu's negative slope or elu's alpha."""
+class _FixedStatistics:
+    """Mixin: tells the affine function that a norm layer with fixed statistics computes."""
 
-    name: str = "leaky_relu"
-    slope: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.name not in ("leaky_relu", "elu", "relu", "identity"):
-            raise UserError(f"activation {self.name!r} is unknown; use leaky_relu, elu, relu or identity")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Apply in place; ``x`` must be a fresh tensor that nothing else reads."""
-        if self.name == "leaky_relu":
-            return F.leaky_relu(x, self.slope, inplace=True)
-        if self.name == "elu":
-            return F.elu(x, self.slope, inplace=True)
-        return F.relu_(x) if self.name == "relu" else x
-
-    @property
-    def invertible(self) -> bool:
-        """Whether the input follows from the output."""
-        return self.name == "identity" or (self.name in ("leaky_relu", "elu") and self.slope > 0)
-
-    def inverse(self, y: Tensor) -> Tensor:
-        """A new tensor of which ``y`` is the activation."""
-        if self.name == "leaky_relu":
-            return torch.where(y > 0, y, y / self.slope)
-        if self.name == "elu":
-            # Saturated outputs do not tell how far below their input was.
-            return torch.where(y > 0, y, torch.log1p((y / self.slope).clamp(min=-1 + 1e-6)))
-        return y.clone()
-
-    def backward(self, y: Tensor, grad: Tensor) -> Tensor:
-        """Gradient of the input, from the output ``y`` and its gradient."""
-        if self.name == "leaky_relu":
-            return torch.where(y > 0, grad, grad * self.slope)
-        return torch.where(y > 0, grad, grad * (y + self.slope)) if self.name == "elu" else grad
-
-    @property
-    def gain(self) -> float:
-        """Gain for variance-preserving initialisation (He et al. 2015)."""
-        if self.name == "identity":
-            return 1.0
-        return nn.init.calculate_gain("leaky_relu", self.slope if self.name == "leaky_relu" else 0.0)
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return (C,) float64 ``scale`` and ``shift`` with which inference computes ``scale * x + shift``."""
+        scale = self.weight.double() * (self.running_var.double() + self.eps).rsqrt()
+        return scale, self.bias.double() - self.running_mean.double() * scale
 
 
 class _NormAct:
@@ -89,7 +50,7 @@ class _NormAct:
         return self.act(y if residual is None else y + residual)
 
 
-class BatchNormAct(_NormAct, nn.BatchNorm2d):
+class BatchNormAct(_FixedStatistics, _NormAct, nn.BatchNorm2d):
     """Batch normalisation over all axes but the second; also takes (N, C) features of fully connected layers.
 
     A batch with a single value per channel has no variance: its running statistics are used instead.
@@ -181,7 +142,7 @@ class SyncBatchNormAct(BatchNormAct):
         return mean, (share * (variances + (means - mean) ** 2)).sum(dim=0), total
 
 
-class AffineAct(_NormAct, nn.BatchNorm2d):
+class AffineAct(_FixedStatistics, _NormAct, nn.BatchNorm2d):
     """Trainable scale and shift on fixed statistics: batch normalisation that always uses its running statistics."""
 
     def __init__(self, channels: int, act: Activation, inplace: bool = False) -> None:
@@ -203,7 +164,7 @@ class AffineAct(_NormAct, nn.BatchNorm2d):
         return self.act(y if residual is None else y + residual)
 
 
-class FrozenBatchNormAct(_NormAct, FrozenBatchNorm2d):
+class FrozenBatchNormAct(_FixedStatistics, _NormAct, FrozenBatchNorm2d):
     """Fixed scale, shift and statistics (Detectron2's FrozenBN)."""
 
     def __init__(self, channels: int, act: Activation) -> None:

@@ -1,6 +1,7 @@
 """Instance head: box and mask branches on exactly placed ROI features, void-aware mask loss (paper, section 4.3)."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,21 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from .matching import image_seed, match_boxes
-from .nms import batched_nms
+from ..structures.segment_masks import crop_masks, crowd_overlap
 from .norm import NormFactory, init_xavier, norm_act_from_config
+from .ops.fold import FoldedNorm, fold_into, fold_own_norm, is_foldable
+from .ops.image_seeds import image_seed
+from .ops.matching import match_boxes
+from .ops.nms import batched_nms
 
 Size = tuple[int, int]
-# ROIs per thread from which threads pay.
+# With fewer ROIs per thread, starting threads costs more than it saves.
 _MIN_ROIS = 16
+
+
+@lru_cache(maxsize=1)
+def _thread_pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "roi_align")
 
 
 class SeamlessROIPooler(ROIPooler):
@@ -84,8 +93,7 @@ class SeamlessROIPooler(ROIPooler):
         if features.is_cuda or features.requires_grad or len(boxes) < _MIN_ROIS * threads or threads == 1:
             return align(boxes)
         # torchvision's kernel for CPUs works in one thread.
-        with ThreadPoolExecutor(threads) as pool:
-            return torch.cat(list(pool.map(align, boxes.chunk(threads))))
+        return torch.cat(list(_thread_pool(threads).map(align, boxes.chunk(threads))))
 
 
 class NormLinear(nn.Linear):
@@ -97,7 +105,12 @@ class NormLinear(nn.Linear):
         init_xavier(self, norm.act.gain)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_features) -> (N, out_features)."""
         return self.norm(super().forward(x))
+
+    def fold_norms(self) -> None:
+        """See ``ops.fold.fold_norms``."""
+        fold_own_norm(self)
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -213,12 +226,18 @@ class SeamlessMaskHead(BaseMaskRCNNHead):
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,
-            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             "conv_dims": [head.CONV_DIM] * (head.NUM_CONV + 1),
             "norm": norm_act_from_config(cfg, head.NORM),
             "void_is_background": head.VOID_IS_BACKGROUND,
             "loss_weight": head.LOSS_WEIGHT,
         }
+
+    def fold_norms(self) -> None:
+        """See ``ops.fold.fold_norms``."""
+        if is_foldable(self.deconv_norm):
+            fold_into(self.deconv, *self.deconv_norm.scale_and_shift(), axis=1)
+            self.deconv_norm = FoldedNorm(self.deconv_norm.act)
 
     def layers(self, x: Tensor) -> Tensor:
         """(M, C, 14, 14) -> (M, T, 28, 28) logits of all classes."""
@@ -230,6 +249,7 @@ class SeamlessMaskHead(BaseMaskRCNNHead):
     def _class_logits(self, x: Tensor, classes: Tensor) -> Tensor:
         """(M, 28, 28) logits of one class per ROI; the other classes' masks are never computed."""
         embedding = self._embed(x)
+        classes = classes if self.predictor.out_channels > 1 else torch.zeros_like(classes)
         weight, bias = self.predictor.weight[classes, :, 0, 0], self.predictor.bias[classes]
         logits = torch.bmm(weight[:, None].to(embedding.dtype), embedding.flatten(2)) + bias[:, None, None]
         return logits.view(len(x), *embedding.shape[-2:]).float()
@@ -251,7 +271,7 @@ class SeamlessMaskHead(BaseMaskRCNNHead):
         if not instances:
             return x.sum() * 0.0 + sum(p.sum() * 0.0 for p in self.parameters())
         logits = self._class_logits(x, cat([i.gt_classes for i in instances]))
-        crops = [i.gt_masks.crop(i.proposal_boxes.tensor, logits.shape[-1]) for i in instances]
+        crops = [crop_masks(i.gt_masks, i.proposal_boxes.tensor, logits.shape[-1]) for i in instances]
         target, void = cat([t for t, _ in crops]).float(), cat([v for _, v in crops])
         weight = torch.ones_like(target) if self.void_is_background else (~void).float()
         wrong = (((logits > 0) != (target > 0.5)) * weight).sum() / weight.sum().clamp(min=1)
@@ -272,8 +292,6 @@ class SeamlessROIHeads(StandardROIHeads):
         """
         super().__init__(**kwargs)
         self.crowd_thresh = crowd_thresh
-        #: of the sampling in each image of the batch; the model sets them, None = PyTorch's global random numbers
-        self.image_seeds: list[int] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -308,10 +326,21 @@ class SeamlessROIHeads(StandardROIHeads):
         return SeamlessROIPooler(size, strides, sampling_ratio, heads.CANONICAL_BOX_SIZE, heads.CANONICAL_LEVEL)
 
     @torch.no_grad()
-    def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
-        """As Detectron2's; proposals in crowd regions are dropped, images without instances give no samples.
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances], image_seeds: list[int] | None = None
+    ) -> list[Instances]:
+        """Label and sample proposals as Detectron2 does, without those that lie in crowd regions.
 
-        The true boxes come first, as in the original.
+        Ground-truth boxes come first, as in the original. Images without instances give no samples.
+
+        Args:
+            proposals: The proposals of each image, with ``proposal_boxes``.
+            targets: The ground truth of each image, with ``gt_boxes``, ``gt_classes`` and optionally ``gt_masks``.
+            image_seeds: One seed per image that decides which proposals are sampled; default PyTorch's global random
+                numbers.
+
+        Returns:
+            The samples of each image with ``proposal_boxes``, ``gt_classes`` and the other ground-truth fields.
         """
         sampled, num_fg, num_bg = [], 0, 0
         for number, (image_proposals, image_targets) in enumerate(zip(proposals, targets, strict=True)):
@@ -322,10 +351,10 @@ class SeamlessROIHeads(StandardROIHeads):
                 boxes = Boxes.cat([gt_boxes, boxes])
             if len(image_targets) == 0:
                 boxes = boxes[:0]
-            elif image_targets.has("gt_masks"):
-                boxes = boxes[image_targets.gt_masks.crowd_overlap(boxes.tensor) < self.crowd_thresh]
+            else:
+                boxes = boxes[crowd_overlap(image_targets, boxes.tensor) < self.crowd_thresh]
             matched, labels = match_boxes(self.proposal_matcher, gt_boxes, boxes)
-            with image_seed(self.image_seeds, number, labels.device):
+            with image_seed(image_seeds, number, labels.device):
                 index, classes = self._sample_proposals(matched, labels, image_targets.gt_classes)
             result.proposal_boxes, result.gt_classes = boxes[index], classes
             for name, value in image_targets.get_fields().items():
@@ -345,35 +374,59 @@ class SeamlessROIHeads(StandardROIHeads):
         features: dict[str, Tensor],
         proposals: list[Instances],
         targets: list[Instances] | None = None,
+        image_seeds: list[int] | None = None,
+        mask_score_thresh: float | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """See Detectron2's ``ROIHeads.forward``."""
+        """Detectron2's interface of ROI heads, with two optional arguments.
+
+        Args:
+            images: The batch; its padded size places the ROIs exactly.
+            features: One (N, C, h, w) map per name in ``in_features``.
+            proposals: The proposals of each image, with ``proposal_boxes``.
+            targets: In training, the ground truth of each image.
+            image_seeds: In training, see ``label_and_sample_proposals``.
+            mask_score_thresh: In inference, detections with a score of at most this are dropped before masks are
+                computed: those that cannot enter a panoptic map cost nothing.
+
+        Returns:
+            Training: the samples and the losses. Inference: the detections of each image with ``pred_boxes``,
+            ``scores``, ``pred_classes``, ``pred_masks`` and ``mask_logits``, and no losses.
+        """
         padded_size = tuple(images.tensor.shape[-2:])
         if self.training:
-            proposals = self.label_and_sample_proposals(proposals, targets)
+            proposals = self.label_and_sample_proposals(proposals, targets, image_seeds)
             losses = self._forward_box(features, proposals, padded_size)
             losses.update(self._forward_mask(features, proposals, padded_size))
+            losses.update(self._forward_keypoint(features, proposals))
             return proposals, losses
+        # ROIAlign would bring channels-last maps into its layout once per head.
+        features = {name: features[name].contiguous() for name in self.in_features}
         instances = self.detect_boxes(features, proposals, padded_size)
+        if mask_score_thresh is not None:
+            instances = [i[i.scores > mask_score_thresh] for i in instances]
         return self.forward_with_given_boxes(features, instances, padded_size), {}
 
     def detect_boxes(
         self, features: dict[str, Tensor], proposals: list[Instances], padded_size: Size | None = None
     ) -> list[Instances]:
-        """The detections of each image without their masks: pred_boxes, scores, pred_classes."""
+        """Return the detections of each image without masks: ``pred_boxes``, ``scores``, ``pred_classes``."""
         return self._forward_box(features, proposals, padded_size)
 
     def class_probabilities(
         self, features: dict[str, Tensor], boxes: list[Boxes], padded_size: Size | None = None
     ) -> Tensor:
-        """(M, T + 1) class probabilities, background last, of given boxes (M in all)."""
+        """Return (M, T + 1) class probabilities, background last, of M given boxes in pixels of the padded batch."""
         scores, _ = self._box_outputs(features, boxes, padded_size)
         return scores.softmax(dim=1)
 
     def forward_with_given_boxes(
         self, features: dict[str, Tensor], instances: list[Instances], padded_size: Size | None = None
     ) -> list[Instances]:
-        """See Detectron2's; ``padded_size`` is needed for sizes that are no multiple of the stride."""
-        return self._forward_mask(features, instances, padded_size)
+        """Add masks (and key points) to detections, as Detectron2's method of this name.
+
+        ``padded_size``, the (height, width) of the padded batch, places ROIs exactly if it is no multiple of the stride.
+        """
+        return self._forward_keypoint(features, self._forward_mask(features, instances, padded_size))
 
     def _forward_box(
         self, features: dict[str, Tensor], proposals: list[Instances], padded_size: Size | None = None

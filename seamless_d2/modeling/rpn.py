@@ -8,14 +8,16 @@ from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..errors import UserError
-from .matching import best_matches, image_seed
-from .nms import batched_nms
+from ..structures.segment_masks import crowd_overlap
 from .norm import NormFactory, init_xavier, norm_act_from_config
+from .ops.image_seeds import image_seed
+from .ops.matching import best_matches
+from .ops.nms import batched_nms
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -52,8 +54,6 @@ class SeamlessRPN(RPN):
         super().__init__(**kwargs)
         self.crowd_thresh = crowd_thresh
         self.original_conventions = original_conventions
-        #: of the sampling in each image of the batch; the model sets them, None = PyTorch's global random numbers
-        self.image_seeds: list[int] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -63,19 +63,60 @@ class SeamlessRPN(RPN):
             "original_conventions": cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS,
         }
 
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt_instances: list[Instances] | None = None,
+        image_seeds: list[int] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Detectron2's interface of a proposal generator.
+
+        Args:
+            images: The batch; only the sizes of its images are used.
+            features: One (N, C, h, w) map per name in ``in_features``.
+            gt_instances: In training, the ground truth of each image (``gt_boxes``, optionally ``gt_masks``).
+            image_seeds: In training, one seed per image that decides which anchors are sampled; default PyTorch's
+                global random numbers.
+
+        Returns:
+            The proposals of each image (``proposal_boxes``, ``objectness_logits``), and the losses, which are empty in
+            inference.
+        """
+        maps = [features[name] for name in self.in_features]
+        anchors = self.anchor_generator(maps)
+        logits, deltas = self.rpn_head(maps)
+        # Anchors are numbered by row, column and then by their kind.
+        logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
+        deltas = [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas]
+        losses: dict[str, Tensor] = {}
+        if self.training:
+            labels, boxes = self.label_and_sample_anchors(anchors, gt_instances, image_seeds)
+            losses = self.losses(anchors, logits, labels, deltas, boxes)
+        return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
+
     @torch.no_grad()
     def label_and_sample_anchors(
-        self, anchors: list[Boxes], gt_instances: list[Instances]
+        self, anchors: list[Boxes], gt_instances: list[Instances], image_seeds: list[int] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As Detectron2's; anchors that leave the image or lie in crowd regions are ignored.
+        """Label anchors as Detectron2 does, but ignore those that leave the image or lie in crowd regions.
 
-        Every box gets its best anchor, and that one alone where no anchor reaches the positive threshold.
+        Every ground-truth box is also matched with its best anchor, and only with that one if no anchor reaches the
+        positive threshold.
+
+        Args:
+            anchors: The anchors of each level.
+            gt_instances: The ground truth of each image.
+            image_seeds: See ``forward``.
+
+        Returns:
+            For each image, (R,) int8 labels (-1 ignored, 0 negative, 1 positive) and (R, 4) matched boxes.
         """
         anchors = Boxes.cat(anchors)
         labels, matched_boxes = [], []
         for number, targets in enumerate(gt_instances):
             label, matched = self._label_anchors(anchors, targets)
-            with image_seed(self.image_seeds, number, label.device):
+            with image_seed(image_seeds, number, label.device):
                 labels.append(self._subsample_labels(label))
             matched_boxes.append(matched)
         return labels, matched_boxes
@@ -85,8 +126,7 @@ class SeamlessRPN(RPN):
         height, width = targets.image_size
         a = anchors.tensor
         valid = (a[:, 0] >= 0) & (a[:, 1] >= 0) & (a[:, 2] <= width) & (a[:, 3] <= height)
-        if targets.has("gt_masks"):
-            valid &= targets.gt_masks.crowd_overlap(a) < self.crowd_thresh
+        valid &= crowd_overlap(targets, a) < self.crowd_thresh
         label = torch.full((len(a),), -1, dtype=torch.int8, device=a.device)
         matched_boxes = torch.zeros_like(a)
         inside = valid.nonzero()[:, 0]

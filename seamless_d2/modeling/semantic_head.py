@@ -7,8 +7,9 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from .loss import hard_pixel_loss
 from .norm import NormFactory, init_xavier, norm_act_from_config
+from .ops.fold import FoldedNorm, fold_into, is_foldable
+from .ops.semantic_loss import hard_pixel_loss
 
 
 def _sliding_mean_matrix(size: int, window: int, like: Tensor) -> Tensor:
@@ -69,6 +70,16 @@ class MiniDeepLab(nn.Module):
         pooled = sliding_mean(self.pooled(x), self.window)
         return self.reduce(self.norm(torch.cat([self.local(x), self.dilated(x), pooled], dim=1)))
 
+    def fold_norms(self) -> None:
+        """See ``ops.fold.fold_norms``."""
+        if is_foldable(self.norm):
+            scale, shift = self.norm.scale_and_shift()
+            # The mean of a constant is the constant: the pooled branch's shift may come before its pooling.
+            branches = (self.local, self.dilated, self.pooled)
+            for conv, conv_scale, conv_shift in zip(branches, scale.chunk(3), shift.chunk(3), strict=True):
+                fold_into(conv, conv_scale, conv_shift)
+            self.norm = FoldedNorm(self.norm.act)
+
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class SeamlessSemSegHead(nn.Module):
@@ -89,13 +100,13 @@ class SeamlessSemSegHead(nn.Module):
         dilation: int,
         norm: NormFactory,
         ignore_value: int = 255,
-        hard_pixel_fraction: float = 0.25,
+        loss_top_k: float = 0.25,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.ignore_value = ignore_value
-        self.hard_pixel_fraction = hard_pixel_fraction
+        self.loss_top_k = loss_top_k
         self.loss_weight = loss_weight
         self.common_stride = input_shape[in_features[0]].stride
         self.levels = nn.ModuleList(
@@ -116,12 +127,12 @@ class SeamlessSemSegHead(nn.Module):
             "dilation": head.DILATION,
             "norm": norm_act_from_config(cfg, head.NORM),
             "ignore_value": head.IGNORE_VALUE,
-            "hard_pixel_fraction": head.HARD_PIXEL_FRACTION,
+            "loss_top_k": head.LOSS_TOP_K,
             "loss_weight": head.LOSS_WEIGHT,
         }
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
-        """Pyramid -> (N, C, h, w) logits at the size of the finest level."""
+        """Return (N, C, h, w) logits at the size of the finest pyramid level."""
         size = features[self.in_features[0]].shape[-2:]
         # Classifying each level before up-sampling equals classifying the concatenation, at a fraction of the memory.
         weights = self.predictor.weight.chunk(len(self.levels), dim=1)
@@ -136,13 +147,18 @@ class SeamlessSemSegHead(nn.Module):
         features: dict[str, Tensor],
         targets: Tensor | None = None,
         image_sizes: list[tuple[int, int]] | None = None,
+        upsample: bool = True,
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Detectron2's interface of a semantic head.
+        """Detectron2's interface of a semantic head, with two optional arguments.
 
         Args:
-            features: the pyramid.
-            targets: training only; (N, H, W) int64 labels of the padded batch.
-            image_sizes: training only; (height, width) of each image inside the padding, default the whole.
+            features: One (N, C, h, w) map per name in ``in_features``.
+            targets: In training, (N, H, W) int64 labels of the padded batch.
+            image_sizes: In training, the (height, width) of each image inside the padding; default the padded size.
+                The share ``loss_top_k`` is of the pixels of an image, padding excluded.
+            upsample: In inference, whether to bring the logits to the size of the input. Without, they keep the size of
+                the finest level, which lets ``SeamlessPanoptic`` take the best class without ever holding the scores
+                of all classes at full resolution.
 
         Returns:
             Training: (None, {"loss_sem_seg": scalar}). Inference: ((N, C, H, W) logits, {}).
@@ -150,14 +166,16 @@ class SeamlessSemSegHead(nn.Module):
         logits = self.layers(features)
         if self.training:
             return None, {"loss_sem_seg": self.loss_weight * self.losses(logits, targets, image_sizes)}
-        scale = float(self.common_stride)
-        return F.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False), {}
+        if upsample:
+            scale = float(self.common_stride)
+            logits = F.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False)
+        return logits, {}
 
     def losses(self, logits: Tensor, targets: Tensor, image_sizes: list[tuple[int, int]] | None) -> Tensor:
-        """Mean over images of the hard-pixel loss at the images' resolution."""
+        """Return the mean over the images of their hard-pixel losses at the images' resolution."""
         padded = tuple(targets.shape[-2:])
         losses = [
-            hard_pixel_loss(logits[i : i + 1], targets[i, :h, :w], padded, self.ignore_value, self.hard_pixel_fraction)
+            hard_pixel_loss(logits[i : i + 1], targets[i, :h, :w], padded, self.ignore_value, self.loss_top_k)
             for i, (h, w) in enumerate(image_sizes or [padded] * len(targets))
         ]
         return torch.stack(losses).mean()

@@ -6,22 +6,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image
 
-from ..data.images import ids_to_rgb
-from ..data.prepare.id_maps import instance_annotations
 from ..errors import UserError
-from ..files import atomic_write, write_json
-from .raw import SUFFIX as RAW_SUFFIX
+from ..io import atomic_write, ids_to_rgb, save_image, save_png, write_json
+from ..seamseg.raw import SUFFIX as RAW_SUFFIX
+from ..structures.id_maps import instance_annotations
 from .result import PanopticResult
 
 FORMATS = ("overlay", "labelled", "coco", "raw", "ids")
 # Ids of an "ids" PNG are 16-bit numbers.
 _MAX_ID = 65535
-_MAX_JPEG_SIDE = 65500
 
 
 def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
@@ -38,7 +34,7 @@ def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
 
 
 def format_files(folder: Path, name: str, formats: Iterable[str]) -> dict[str, list[Path]]:
-    """The files of each format for the picture ``name`` (without suffix, may contain folders)."""
+    """The files of each format for the image ``name`` (without suffix, may contain folders)."""
     endings = {
         "overlay": ["{}_overlay.jpg"],
         "labelled": ["{}_labelled.jpg"],
@@ -61,32 +57,8 @@ def write_formats(result: PanopticResult, folder: Path, name: str, formats: Iter
     return [path for paths in files.values() for path in paths]
 
 
-def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write an (H, W, 3) uint8 RGB picture in the format of the file's suffix, atomically."""
-    format = {".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper())
-    if format == "JPEG" and max(picture.shape[:2]) > _MAX_JPEG_SIDE:
-        raise UserError(
-            f"{path} would be larger than a JPEG can be, {_MAX_JPEG_SIDE} pixels; choose --format coco or ids"
-        )
-    buffer = io.BytesIO()  # Pillow, writing to a file, does not see that a full disk takes only a part
-    Image.fromarray(picture).save(buffer, format=format, quality=92)
-    with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
-
-
-def save_png(array: np.ndarray, path: Path) -> None:
-    """Write an (H, W) uint8 or uint16 map or (H, W, 3) uint8 RGB picture as PNG, atomically and quickly."""
-    # Maps are nearly constant: the lowest level of compression already takes most of it, several times faster.
-    array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
-    done, data = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not done:
-        raise ValueError(f"OpenCV cannot encode an array of {array.shape} {array.dtype}")
-    with atomic_write(path) as file:
-        file.write(data)
-
-
 def coco_json(result: PanopticResult, file_name: str, image_id: int) -> dict[str, Any]:
-    """A COCO-panoptic json of one picture; ``file_name`` is the PNG's."""
+    """A COCO-panoptic json of one image; ``file_name`` is the PNG's."""
     height, width = result.panoptic_seg.shape
     segments = []
     for segment in result.segments:
@@ -101,11 +73,11 @@ def coco_json(result: PanopticResult, file_name: str, image_id: int) -> dict[str
 
 
 def _write_overlay(result: PanopticResult, name: str, path: Path) -> None:
-    save_picture(result.overlay(labels=False), path)
+    save_image(result.overlay(labels=False), path)
 
 
 def _write_labelled(result: PanopticResult, name: str, path: Path) -> None:
-    save_picture(result.overlay(), path)
+    save_image(result.overlay(), path)
 
 
 def _write_coco(result: PanopticResult, name: str, png: Path, sidecar: Path) -> None:
@@ -164,30 +136,30 @@ _WRITERS = {
 }
 
 
-def read_image_ids(truth_json: str | Path) -> dict[str, int | str]:
-    """Image ids by the photo's name without suffix, from the ``images`` of a COCO json.
+def read_image_ids(gt_json: str | Path) -> dict[str, int | str]:
+    """Image ids by the image's name without suffix, from the ``images`` of a COCO json.
 
     Raises:
         UserError: missing file or another content.
     """
     try:
-        images = json.loads(Path(truth_json).read_text(encoding="utf-8"))["images"]
+        images = json.loads(Path(gt_json).read_text(encoding="utf-8"))["images"]
         return {Path(i["file_name"]).with_suffix("").as_posix(): i["id"] for i in images}
     except FileNotFoundError:
-        raise UserError(f"{truth_json} does not exist; check the path") from None
+        raise UserError(f"{gt_json} does not exist; check the path") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{truth_json} is no COCO json with images ({error!r}); give the data set's json") from None
+        raise UserError(f"{gt_json} is no COCO json with images ({error!r}); give the data set's json") from None
 
 
 def number_images(names: Sequence[str], image_ids: dict[str, int | str] | None = None) -> dict[str, int | str]:
-    """Ids of pictures: those of a data set where given, else numbers in the names, else 1, 2, ...
+    """Ids of images: those of a data set where given, else numbers in the names, else 1, 2, ...
 
     Args:
         names: without suffix, may contain folders.
         image_ids: as ``read_image_ids`` returns them; looked up by the whole name, then by the last part.
 
     Raises:
-        UserError: a picture that ``image_ids`` lacks, or for which it has several; one id for two pictures.
+        UserError: an image that ``image_ids`` lacks, or for which it has several; one id for two images.
     """
     if image_ids is None:
         numbers = [Path(name).name for name in names]
@@ -203,25 +175,25 @@ def number_images(names: Sequence[str], image_ids: dict[str, int | str] | None =
         values = [image_ids[name]] if name in image_ids else by_last_part.get(Path(name).name, [])
         if len(values) != 1:
             problem = "stands in several folders of" if values else "is not in"
-            raise UserError(f"picture {name} {problem} the json of --image-ids; give the json of its data set")
+            raise UserError(f"image {name} {problem} the json of --image-ids; give the json of its data set")
         found[name] = values[0]
         if (other := owner.setdefault(values[0], name)) != name:
-            raise UserError(f"pictures {other} and {name} are one picture in the json of --image-ids; leave out one")
+            raise UserError(f"images {other} and {name} are one image in the json of --image-ids; leave out one")
     return found
 
 
 def assemble_coco(
     folder: Path, names: Iterable[str], image_ids: dict[str, int | str] | None = None
 ) -> tuple[Path, Path] | None:
-    """Join the json files of all pictures into panoptic.json and instances.json (COCO results).
+    """Join the json files of all images into panoptic.json and instances.json (COCO results).
 
     Args:
         folder: of the predictions.
-        names: of the pictures; those without a finished file are left out.
+        names: of the images; those without a finished file are left out.
         image_ids: see ``number_images``.
 
     Returns:
-        The two files, or None where no picture is finished.
+        The two files, or None where no image is finished.
     """
     finished = {n: p for n in sorted(set(names)) if (p := folder / "panoptic" / f"{n}.json").is_file()}
     numbers = number_images(list(finished), image_ids)

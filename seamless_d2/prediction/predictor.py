@@ -1,4 +1,4 @@
-"""A model ready for pictures."""
+"""A model ready for images."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ..checkpoint import load_weights
 from ..config import load_config
-from ..data.images import read_photo, to_tensor
-from ..data.metadata import Classes
-from ..data.transforms import build_resize
+from ..data.transforms import build_resize, to_tensor
 from ..errors import UserError
-from ..modeling.fold import compile_network, prepare_for_inference
-from ..modeling.fusion import SegmentInfo
+from ..io import read_image
+from ..modeling.ops.fold import compile_network, prepare_for_inference
 from ..modeling.panoptic import NetworkOutput
-from .raw import make_raw
+from ..seamseg.raw import make_raw
+from ..structures.classes import Classes
+from ..structures.id_maps import SegmentInfo
 from .result import PanopticResult
 from .tiles import DEFAULT_OVERLAP, Stitcher, plan_tiles
 from .tta import averaged_output
@@ -33,7 +33,7 @@ ImageLike = np.ndarray | str | Path
 
 @dataclass
 class Prepared:
-    """A picture on its way through the network.
+    """An image on its way through the network.
 
     ``image`` is (H, W, 3) uint8 RGB, ``tensor`` (3, h, w) uint8 as the network wants it, None where that is made piece
     by piece.
@@ -52,7 +52,7 @@ class Fused:
 
 
 class Predictor:
-    """A model ready for pictures.
+    """A model ready for images.
 
     >>> predictor = Predictor("output/config.yaml", "output/model_final.pth")
     >>> result = predictor.predict("street.jpg")
@@ -78,16 +78,16 @@ class Predictor:
             config: yaml file, name of a shipped config, or a configuration.
             weights: checkpoint; default the config's MODEL.WEIGHTS.
             device: "cpu", "cuda", ...; default the config's, or the CPU where there is no GPU.
-            batch_size: most pictures that go through the network together; only those of equal size do, so that results
+            batch_size: most images that go through the network together; only those of equal size do, so that results
                 do not depend on it.
             amp: compute in bfloat16 where PyTorch finds it safe.
             short_side: pixels to which the shorter side is resized; default the config's INPUT.MIN_SIZE_TEST
                 (INPUT.MAX_SIZE_TEST changes in proportion).
-            tile: width and height, in pixels of the picture, of the pieces that larger pictures are cut into; pieces
+            tile: width and height, in pixels of the image, of the pieces that larger images are cut into; pieces
                 are not resized unless ``short_side`` is given.
             overlap: pixels that neighbouring pieces share.
-            tta: scales at which the picture is seen, each also mirrored, and the outputs averaged; empty = once.
-            compile: run the network through ``torch.compile``: the first picture of each size takes a minute or more,
+            tta: scales at which the image is seen, each also mirrored, and the outputs averaged; empty = once.
+            compile: run the network through ``torch.compile``: the first image of each size takes a minute or more,
                 the others less. Needs a C++ compiler.
             raw: whether results keep the network's outputs (``PanopticResult.raw``).
 
@@ -123,7 +123,7 @@ class Predictor:
         self.resize = build_resize(cfg, is_train=False)
 
     def predict(self, image: ImageLike | Sequence[ImageLike]) -> PanopticResult | list[PanopticResult]:
-        """Segment one picture, or a list of them.
+        """Segment one image, or a list of them.
 
         Args:
             image: (H, W, 3) uint8 RGB array, or a file; a list gives a list of results.
@@ -149,7 +149,7 @@ class Predictor:
 
     def prepare(self, image: ImageLike) -> Prepared:
         """First stage: read and resize. Errors as ``predict``."""
-        array = image if isinstance(image, np.ndarray) else read_photo(image)
+        array = image if isinstance(image, np.ndarray) else read_image(image)
         if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
             raise UserError(
                 f"an image must be a (height, width, 3) uint8 RGB array, not {array.shape} {array.dtype}; convert it"
@@ -157,13 +157,13 @@ class Predictor:
         cut = self._is_cut(array)
         if not cut and min(self._network_size(array)) < 1:
             raise UserError(
-                f"a picture of {array.shape[1]} x {array.shape[0]} pixels is too narrow: nothing would be left of its "
+                f"an image of {array.shape[1]} x {array.shape[0]} pixels is too narrow: nothing would be left of its "
                 "shorter side in the network (INPUT.MAX_SIZE_TEST); use tiles (--tile) or cut it"
             )
         return Prepared(array, None if self.tta or cut else self._tensor(array))
 
     def network(self, prepared: list[Prepared]) -> list[NetworkOutput | Fused]:
-        """Second stage: the network, on pictures of equal ``shape_of``."""
+        """Second stage: the network, on images of equal ``shape_of``."""
         if self.tta:
             sizes = [self._network_size(p.image) for p in prepared]
             with self._autocast():
@@ -178,7 +178,7 @@ class Predictor:
             return self.model.network(inputs, everything=self.raw)
 
     def finish(self, prepared: Prepared, output: NetworkOutput | Fused) -> PanopticResult:
-        """Third stage: the fusion at the picture's size."""
+        """Third stage: the fusion at the image's size."""
         if isinstance(output, Fused):
             return PanopticResult.from_fusion(prepared.image, output.panoptic_seg, output.segments, self.classes)
         panoptic_seg, segments = self.model.postprocess(output, prepared.image.shape[:2])["panoptic_seg"]
@@ -198,7 +198,7 @@ class Predictor:
         return self.tile is not None and (image.shape[1] > self.tile[0] or image.shape[0] > self.tile[1])
 
     def _network_size(self, image: np.ndarray) -> tuple[int, int]:
-        """(height, width) that the network sees of a picture."""
+        """(height, width) that the network sees of an image."""
         transform = self.resize.get_transform(image)
         return getattr(transform, "new_h", image.shape[0]), getattr(transform, "new_w", image.shape[1])
 
@@ -211,7 +211,7 @@ class Predictor:
         return torch.autocast(device, dtype=torch.bfloat16) if self.amp else nullcontext()
 
     def _predict_tiles(self, image: np.ndarray) -> Fused:
-        """The picture piece by piece; instances that several pieces show become one."""
+        """The image piece by piece; instances that several pieces show become one."""
         stitcher = Stitcher(image.shape[:2], self.classes.num_stuff)
         for tile in plan_tiles(image.shape[:2], self.tile, self.overlap):
             piece = image[tile.y0 : tile.y1, tile.x0 : tile.x1]
@@ -225,7 +225,7 @@ class Predictor:
 
 
 def shape_of(prepared: Prepared) -> tuple[int, ...]:
-    """What pictures must share to go through the network together."""
+    """What images must share to go through the network together."""
     return () if prepared.tensor is None else tuple(prepared.tensor.shape)
 
 
@@ -257,9 +257,7 @@ def prediction_config(
     if batch_size < 1 or (short_side is not None and short_side < 1):
         raise UserError("batch_size (--batch-size) and short_side (--short-side) must be at least 1")
     if raw and (tile or tta):
-        raise UserError(
-            "raw outputs exist for whole pictures seen once; leave out raw, or tile (--tile) and tta (--tta)"
-        )
+        raise UserError("raw outputs exist for whole images seen once; leave out raw, or tile (--tile) and tta (--tta)")
     if tile and tta:
         raise UserError("tile (--tile) and tta (--tta) cannot be used together; leave out one of them")
     if any(not 0.1 <= scale <= 4 for scale in tta):
@@ -291,7 +289,7 @@ def _checked_device(device: str) -> str:
 
 def _numbered_classes(cfg: CfgNode) -> Classes:
     """Stand-in names for a config that carries none."""
-    logger.warning("the config has no class names (MODEL.SEAMLESS.STUFF_CLASSES); classes are shown by number")
+    logger.warning("the config has no class names (MODEL.SEAMLESS.CLASS_NAMES); classes are shown by number")
     total = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     things = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     return Classes.from_categories(

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..data.metadata import Classes
-from ..data.prepare.id_maps import measure_segments
-from ..modeling.fusion import SegmentInfo
+from ..structures.classes import Classes
+from ..structures.id_maps import SegmentInfo, measure_segments
 from ..visualization import draw_overlay, semantic_class
 
 
@@ -27,7 +26,7 @@ class Segment:
         area: pixels.
         box: x0, y0, x1, y1 in pixels, half open, of what is visible.
         score: confidence in 0..1; None for stuff.
-        track_id: the same for an object in all frames of a video; None for pictures and stuff.
+        track_id: the same for an object in all frames of a video; None for images and stuff.
     """
 
     id: int
@@ -59,10 +58,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class PanopticResult:
-    """The panoptic map of one picture.
+    """The panoptic map of one image.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB, the picture.
+        image: (H, W, 3) uint8 RGB, the image.
         panoptic_seg: (H, W) int32, 0 = void, otherwise a segment's id.
         segments: its segments in the order of their ids.
         classes: names and colours.
@@ -109,12 +108,12 @@ class PanopticResult:
         return [segment.info() for segment in self.segments]
 
     def overlay(self, alpha: float = 0.5, labels: bool = True) -> np.ndarray:
-        """The picture under the colours of its segments.
+        """The image under the colours of its segments.
 
         Args:
             alpha: share of the colour, 0..1.
-            labels: with names and scores, a colour per instance, small pictures enlarged; without, the original
-                program's picture: class colours, white contours around instances, void dark.
+            labels: with names and scores, a colour per instance, small images enlarged; without, the original
+                program's image: class colours, white contours around instances, void dark.
 
         Returns:
             (H, W, 3) uint8 RGB.
@@ -138,22 +137,23 @@ class PanopticResult:
 
         Args:
             file_name: name of the PNG, written into the json.
-            image_id: the picture's id.
+            image_id: the image's id.
 
         Returns:
-            (H, W, 3) uint8 RGB picture of the ids (id = R + 256 G + 65536 B), and the json of a data set of this one
-            picture (``images``, ``annotations``, ``categories``; segments carry ``score`` where they have one).
+            (H, W, 3) uint8 RGB image of the ids (id = R + 256 G + 65536 B), and the json of a data set of this one
+            image (``images``, ``annotations``, ``categories``; segments carry ``score`` where they have one).
         """
-        from .formats import coco_json, ids_to_rgb
+        from ..io import ids_to_rgb
+        from .formats import coco_json
 
         return ids_to_rgb(self.panoptic_seg), coco_json(self, file_name, image_id)
 
     def save(self, folder: str | Path, name: str, formats: Iterable[str] = ("overlay",)) -> list[Path]:
-        """Write the files that ``tools/predict.py --format`` writes for one picture, atomically.
+        """Write the files that ``tools/predict.py --format`` writes for one image, atomically.
 
         Args:
             folder: created where needed.
-            name: of the picture, without suffix; may contain folders.
+            name: of the image, without suffix; may contain folders.
             formats: any of "overlay", "labelled", "coco", "ids", and "raw" where ``raw`` is there.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Pictures too large for the network: cut into overlapping tiles, whose segments are joined again."""
+"""Images too large for the network: cut into overlapping tiles, whose segments are joined again."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
-from ..modeling.fusion import SegmentInfo
+from ..structures.id_maps import SegmentInfo
 
 DEFAULT_OVERLAP = 256
 # Two instances of a class are one object where they share more than this of the smaller one's pixels in the strip that
@@ -40,10 +40,10 @@ def _axis(length: int, tile: int, overlap: int) -> list[tuple[int, int, int, int
 
 
 def plan_tiles(size: tuple[int, int], tile: tuple[int, int], overlap: int = DEFAULT_OVERLAP) -> list[Tile]:
-    """Tiles that cover a picture, row by row.
+    """Tiles that cover an image, row by row.
 
     Args:
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
         tile: (width, height) of a tile.
         overlap: least number of pixels that neighbours share.
 
@@ -60,12 +60,12 @@ def plan_tiles(size: tuple[int, int], tile: tuple[int, int], overlap: int = DEFA
 
 
 class Stitcher:
-    """Joins the maps of tiles. Memory: one int32 map of the whole picture."""
+    """Joins the maps of tiles. Memory: one int32 map of the whole image."""
 
     def __init__(self, size: tuple[int, int], num_stuff: int) -> None:
         """
         Args:
-            size: (height, width) of the picture.
+            size: (height, width) of the image.
             num_stuff: number of stuff classes.
         """
         # What later tiles have not replaced yet lies here beyond the cores too: that is what they are compared with.

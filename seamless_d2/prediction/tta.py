@@ -14,8 +14,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import to_tensor
-from ..modeling.nms import batched_nms
+from ..data.transforms import to_tensor
+from ..modeling.ops.nms import batched_nms
 from ..modeling.panoptic import NetworkOutput, SeamlessPanoptic
 
 DEFAULT_SCALES = (0.75, 1.0, 1.25)
@@ -48,12 +48,12 @@ class _View:
 def averaged_output(
     model: SeamlessPanoptic, image: np.ndarray, size: Size, scales: Sequence[float], channel_order: str
 ) -> NetworkOutput:
-    """The average of what the network says of several views of a picture.
+    """The average of what the network says of several views of an image.
 
     Args:
         model: in evaluation mode.
         image: (H, W, 3) uint8 RGB.
-        size: (height, width) of the picture at scale 1.
+        size: (height, width) of the image at scale 1.
         scales: of the views.
         channel_order: INPUT.FORMAT.
 

@@ -18,7 +18,7 @@ from seamless_d2.errors import UserError
 
 WIDE = [True, False, True, True, True, False, True, False, True, True, False, True, True]
 RECORDS = [
-    {"file_name": f"photo{k}", "width": 6 if wide else 4, "height": 5, "number": k} for k, wide in enumerate(WIDE)
+    {"file_name": f"image{k}", "width": 6 if wide else 4, "height": 5, "number": k} for k, wide in enumerate(WIDE)
 ]
 
 
@@ -87,14 +87,14 @@ def vanish(record: dict) -> dict:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_vanished_file_stops_or_is_replaced(workers: int, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(UserError, match=r"^image photo\d"):
+    with pytest.raises(UserError, match=r"^image image\d"):
         take(make(vanish, num_workers=workers), 13)
     loader = make(vanish, num_workers=workers, on_fault="skip", grouping=False, batch_size=1)
     found, expected = take(loader, 13), take(make(grouping=False, batch_size=1), 13)
     for ((theirs, *drawn),), ((number, *others),) in zip(found, expected, strict=True):
         assert theirs == {4: 6, 5: 6, 8: 9}.get(number, number) and drawn == others
-    assert loader.faults == loader.state_dict()["faults"] == 4  # photo 5 stood in for photo 4, in vain
-    assert "image photo8: [Errno 13] Permission denied" in caplog.text and "photo6 takes its place" in caplog.text
+    assert loader.faults == loader.state_dict()["faults"] == 4  # image 5 stood in for image 4, in vain
+    assert "image image8: [Errno 13] Permission denied" in caplog.text and "image6 takes its place" in caplog.text
     with pytest.raises(UserError, match="fault 3 of the data, more than DATALOADER.MAX_FAULTS"):
         take(make(vanish, num_workers=workers, on_fault="skip", max_faults=2), 13)
     loader.close()
@@ -106,11 +106,11 @@ def test_other_errors_name_the_image() -> None:
 
     with pytest.raises(ZeroDivisionError) as caught:
         next(make(fail, on_fault="skip"))
-    assert "while image photo" in caught.value.__notes__[0]
+    assert "while image image" in caught.value.__notes__[0]
 
 
 class Dying:
-    """Kills its process at photo 4, the first time."""
+    """Kills its process at image 4, the first time."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -128,7 +128,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, caplog: pytest.LogCaptur
     assert take(loader, 13) == expected  # nothing is lost
     assert loader.faults == 1
     (message,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
-    assert "DataLoader worker" in message and "photo4" in message and "DATALOADER.NUM_WORKERS" in message
+    assert "DataLoader worker" in message and "image4" in message and "DATALOADER.NUM_WORKERS" in message
     with pytest.raises(UserError, match="boom"):
         make()._count("boom", "")  # policy "stop"
     loader.close()

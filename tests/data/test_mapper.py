@@ -8,11 +8,12 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from seamless_d2 import register_panoptic
-from seamless_d2.data.mapper import SeamlessMapper, label_boxes
+from seamless_d2.data.mapper import SeamlessMapper
 from seamless_d2.errors import UserError
+from seamless_d2.structures.id_maps import label_boxes
 
-from .panoptic_files import id_to_rgb, scene, write_dataset
-from .test_register import unique_name
+from ..helpers.panoptic_files import id_to_rgb, scene, write_dataset
+from .test_registration import unique_name
 
 
 def make_records(tmp_path, **maps) -> list[dict]:
@@ -29,8 +30,8 @@ def test_targets_of_the_scene(tmp_path) -> None:
     (record,) = make_records(tmp_path)
     ids, _ = scene()
     out = make_mapper()(record)
-    photo = np.asarray(Image.open(record["file_name"]))
-    assert np.array_equal(out["image"].numpy(), photo.transpose(2, 0, 1))
+    image = np.asarray(Image.open(record["file_name"]))
+    assert np.array_equal(out["image"].numpy(), image.transpose(2, 0, 1))
     expected = np.full(ids.shape, 255)
     for segment, label in ((100_000, 1), (300, 0), (1, 2), (70_000, 2), (5, 3)):
         expected[ids == segment] = label

@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from seamless_d2.data import toy_streets
-from seamless_d2.data.toy_streets import CATEGORIES, generate_scene, write_toy_streets
+from seamless_d2.data.toy_streets import CATEGORIES, generate_scene, generation, street, write_toy_streets
+from seamless_d2.data.toy_streets.__main__ import main
 
 THINGS = {c["id"] for c in CATEGORIES if c["isthing"]}
 SMALL = {"num_train": 20, "num_val": 3, "height": 80, "width": 160, "progress": False}
@@ -18,7 +20,7 @@ SMALL = {"num_train": 20, "num_val": 3, "height": 80, "width": 160, "progress": 
 
 @pytest.fixture(scope="module")
 def val_scenes():
-    return [generate_scene(toy_streets.FIRST_SEED["val"] + i) for i in range(50)]
+    return [generate_scene(street.FIRST_SEED["val"] + i) for i in range(50)]
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_categories():
     [(0, "d8c4c1d32dfb6dc0", "63f276008fd1c924"), (1_000_002, "9dce5a9349fa7d17", "6ac5ec09f8d06da2")],
 )
 def test_pixels_of_a_seed_never_change(seed, image_sum, ids_sum):
-    # The same under NumPy 1.26 and 2.4, OpenCV 4.6 and 5.0. Another sum means: raise toy_streets.VERSION.
+    # The same under NumPy 1.26 and 2.4, OpenCV 4.6 and 5.0. Another sum means: raise VERSION.
     scene = generate_scene(seed)
     assert hashlib.sha256(scene.image.tobytes()).hexdigest()[:16] == image_sum
     assert hashlib.sha256(scene.panoptic.astype("<i4").tobytes()).hexdigest()[:16] == ids_sum
@@ -76,7 +78,7 @@ def test_scene_is_consistent(val_scenes):
         assert scene.image.shape == (160, 320, 3) and scene.image.dtype == np.uint8
         assert scene.panoptic.shape == (160, 320) and scene.panoptic.dtype == np.int32
         assert [s["id"] for s in scene.segments] == list(range(1, len(scene.segments) + 1))
-        assert min(s["area"] for s in scene.segments) >= toy_streets.MIN_AREA
+        assert min(s["area"] for s in scene.segments) >= street.MIN_AREA
         check_segments(scene.panoptic, scene.segments)
 
 
@@ -121,7 +123,7 @@ def test_things_occlude_each_other(val_scenes):
 
 
 def test_splits_share_no_scene():
-    train, val = (toy_streets.FIRST_SEED[s] for s in ("train", "val"))
+    train, val = (street.FIRST_SEED[s] for s in ("train", "val"))
     assert train + 1_000_000 <= val  # the largest training set that is allowed
     assert not np.array_equal(generate_scene(train).image, generate_scene(val).image)
     with pytest.raises(ValueError, match="1 to 1000000 scenes"):
@@ -133,7 +135,7 @@ def test_small_remains_go_to_their_neighbour():
     ids[:, 10:] = 5
     ids[4:7, 8:10] = 9  # 6 pixels, most of their border on 3
     ids[15, 15:18] = 0  # void may be thin
-    toy_streets._absorb_remains(ids)
+    generation._absorb_remains(ids)
     assert np.bincount(ids.ravel()).tolist() == [3, 0, 0, 200, 0, 197]
 
 
@@ -142,12 +144,12 @@ def test_written_files(small_set):
         content = json.loads((small_set / f"panoptic_{split}.json").read_text())
         assert set(content) == {"info", "images", "annotations", "categories"}
         assert content["categories"] == CATEGORIES
-        assert content["info"]["version"] == toy_streets.VERSION and content["info"]["num_train"] == 20
+        assert content["info"]["version"] == street.VERSION and content["info"]["num_train"] == 20
         assert len(content["images"]) == len(content["annotations"]) == count
         for i, (image, annotation) in enumerate(zip(content["images"], content["annotations"], strict=True)):
             assert image == {"id": annotation["image_id"], "file_name": f"{i:06d}.png", "height": 80, "width": 160}
             # written by another process, compared with this one
-            scene = generate_scene(toy_streets.FIRST_SEED[split] + i, 80, 160)
+            scene = generate_scene(street.FIRST_SEED[split] + i, 80, 160)
             assert np.array_equal(read_rgb(small_set / split / image["file_name"]), scene.image)
             ids = read_ids(small_set / f"panoptic_{split}" / annotation["file_name"])
             check_segments(ids, annotation["segments_info"])
@@ -191,16 +193,14 @@ def test_nothing_of_other_parameters_is_mixed_in(small_set, tmp_path):
 
 def test_command_line(tmp_path, capsys):
     arguments = [str(tmp_path / "streets"), "--num-train", "2", "--num-val", "1", "--height", "64", "--width", "96"]
-    toy_streets.main(arguments)
+    main(arguments)
     assert capsys.readouterr().out.strip() == arguments[0]
     assert len(list((tmp_path / "streets").rglob("*.png"))) == 6
     with pytest.raises(SystemExit):
-        toy_streets.main(arguments[:-1] + ["97"])
+        main(arguments[:-1] + ["97"])
     assert "already holds" in capsys.readouterr().err
 
 
 def test_module_needs_neither_torch_nor_detectron2():
-    code = (
-        "import runpy, sys; runpy.run_path(sys.argv[1]); assert not {'torch', 'detectron2', 'tqdm'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code, toy_streets.__file__], check=True)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import toy_streets; assert not {'torch', 'detectron2', 'tqdm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code, str(Path(toy_streets.__file__).parents[1])], check=True)

@@ -37,13 +37,13 @@ def test_scale_jitter_covers_its_range() -> None:
         assert sizes == set(range(20, 26))
 
 
-def picture(height: int = 61, width: int = 83) -> np.ndarray:
+def make_image(height: int = 61, width: int = 83) -> np.ndarray:
     return np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("new_size", [(122, 166), (40, 54), (61, 83)])
 def test_resize_crop_gives_the_crop_of_the_resized_image(new_size: tuple[int, int]) -> None:
-    image, crop = picture(), (5, 9, 21, 17)
+    image, crop = make_image(), (5, 9, 21, 17)
     transform = ResizeCropTransform(image.shape[:2], new_size, crop)
     x, y, w, h = crop
     for mode, got in ((2, transform.apply_image(image)), (0, transform.apply_segmentation(image))):
@@ -57,11 +57,11 @@ def test_resize_crop_gives_the_crop_of_the_resized_image(new_size: tuple[int, in
 def test_resize_crop_draws_inside_the_resized_image() -> None:
     augmentation = ResizeCrop(T.ResizeShortestEdge([40, 90], 1000, "range"), T.RandomCrop("absolute", (50, 60)))
     for _ in range(50):
-        transform = augmentation.get_transform(picture())
+        transform = augmentation.get_transform(make_image())
         x, y, w, h = transform.crop
         assert (h, w) == (min(50, transform.new_size[0]), min(60, transform.new_size[1]))
         assert x + w <= transform.new_size[1] and y + h <= transform.new_size[0]
-        assert transform.apply_image(picture()).shape == (h, w, 3)
+        assert transform.apply_image(make_image()).shape == (h, w, 3)
 
 
 def test_augmentations_of_the_config() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from seamless_d2.demo_page.page import figure, serve, table, write_archive
 from seamless_d2.errors import UserError
 
-from ..prediction.pictures import photo
+from ..helpers.images import make_image
 from ..prediction.test_formats import result
 
 
@@ -75,8 +75,8 @@ def test_in_a_browser(address: str, tmp_path: Path, predictor) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs Chromium (for instance the package chromium of Debian)")
-    Image.fromarray(photo(120, 160)).save(tmp_path / "street.png")
-    (tmp_path / "broken.jpg").write_text("no picture")
+    Image.fromarray(make_image(120, 160)).save(tmp_path / "street.png")
+    (tmp_path / "broken.jpg").write_text("no image")
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (800, 800, 3), np.uint8)).save(tmp_path / "large.bmp")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

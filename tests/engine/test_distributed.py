@@ -15,12 +15,13 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from seamless_d2.engine import SeamlessTrainer, launch, run, setup
+from seamless_d2.engine import SeamlessTrainer, launch, setup
+from seamless_d2.engine import main as run
 from seamless_d2.engine.step import wrap_for_processes
 from seamless_d2.errors import UserError
 
 from .test_resume import assert_same, final
-from .test_step import image_with_truth
+from .test_step import image_with_ground_truth
 
 
 def free_port() -> str:
@@ -76,7 +77,7 @@ def compute_in_two_processes(cfg: CfgNode, weights: dict, data: list[dict], file
 def test_gradients_are_the_mean_over_the_halves(tmp_path: Path, toy_cfg: CfgNode, norm: str) -> None:
     toy_cfg.MODEL.RESNETS.NORM = norm
     model = build_model(toy_cfg)
-    data = [image_with_truth(k) for k in range(4)]
+    data = [image_with_ground_truth(k) for k in range(4)]
     # The images of the second half in the other order: sampling is the image's own business.
     halves = [gradients_and_buffers(copy.deepcopy(model), half) for half in (data[:2], data[3:1:-1])]
     found = compute_in_two_processes(toy_cfg, model.state_dict(), data, tmp_path / "gradients")
@@ -92,7 +93,7 @@ def test_gradients_are_the_mean_over_the_halves(tmp_path: Path, toy_cfg: CfgNode
 def test_synchronised_statistics_are_those_of_the_joint_batch(tmp_path: Path, toy_cfg: CfgNode) -> None:
     toy_cfg.MODEL.RESNETS.NORM = toy_cfg.MODEL.FPN.NORM = "SyncBN"
     model = build_model(toy_cfg)
-    data = [image_with_truth(k) for k in range(4)]
+    data = [image_with_ground_truth(k) for k in range(4)]
     found = compute_in_two_processes(toy_cfg, model.state_dict(), data, tmp_path / "statistics")
     joint = gradients_and_buffers(model, data)
     statistics = [name for name in joint if name.endswith(("running_mean", "running_var"))]
@@ -103,7 +104,7 @@ def test_synchronised_statistics_are_those_of_the_joint_batch(tmp_path: Path, to
 
 
 OPTS = """
-SOLVER.MAX_ITER 3 SOLVER.CHECKPOINT_PERIOD 2 SEED 11 TEST.NUM_PICTURES 0 SOLVER.IMS_PER_BATCH 4 SOLVER.EMA.ENABLED True
+SOLVER.MAX_ITER 3 SOLVER.CHECKPOINT_PERIOD 2 SEED 11 TEST.NUM_VISUALIZED_IMAGES 0 SOLVER.IMS_PER_BATCH 4 SOLVER.EMA.ENABLED True
 SOLVER.ACCUMULATE_STEPS 2 SOLVER.ON_NONFINITE skip MODEL.RESNETS.NORM SyncBN SOLVER.LOG_PERIOD 1
 """.split()
 
@@ -162,7 +163,7 @@ def test_output_on_a_disk_that_others_do_not_see(tmp_path: Path, arguments) -> N
             "1",
             "SOLVER.IMS_PER_BATCH",
             "2",
-            "TEST.NUM_PICTURES",
+            "TEST.NUM_VISUALIZED_IMAGES",
             "0",
         )
         run(arguments(*opts))

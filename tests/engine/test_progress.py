@@ -1,4 +1,4 @@
-"""What a training tells: its lines, pictures for TensorBoard, curves, Weights & Biases."""
+"""What a training tells: its lines, images for TensorBoard, curves, Weights & Biases."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from seamless_d2 import get_config
-from seamless_d2.engine import run
+from seamless_d2.engine import main as run
 from seamless_d2.engine.plots import plot_metrics, read_metrics
 from seamless_d2.engine.progress import ProgressPrinter, WandbWriter, build_writers, resident_memory
 from seamless_d2.errors import UserError
@@ -45,16 +45,16 @@ def test_resident_memory_grows_with_what_is_held() -> None:
     assert resident_memory() - before == pytest.approx(held.nbytes / 1e9, rel=0.2)
 
 
-def test_tensorboard_has_scalars_and_pictures(tmp_path: Path, arguments) -> None:
-    run(arguments("SOLVER.MAX_ITER", "2", "SOLVER.LOG_PERIOD", "1", "TEST.NUM_PICTURES", "1"))
+def test_tensorboard_has_scalars_and_images(tmp_path: Path, arguments) -> None:
+    run(arguments("SOLVER.MAX_ITER", "2", "SOLVER.LOG_PERIOD", "1", "TEST.NUM_VISUALIZED_IMAGES", "1"))
     events = EventAccumulator(str(tmp_path / "out"))
     events.Reload()
     assert {"total_loss", "loss_mask", "lr", "memory_gb", "panoptic_seg/PQ"} <= set(events.Tags()["scalars"])
     (tag,) = events.Tags()["images"]
-    assert tag.startswith("photo, truth, prediction/")
-    picture = events.Images(tag)[0]
-    # Three pictures side by side, enlarged by a whole factor for their labels.
-    assert picture.width == 3 * 1.5 * picture.height and picture.height % 64 == 0
+    assert tag.startswith("image, ground truth, prediction/")
+    image = events.Images(tag)[0]
+    # Three images side by side, enlarged by a whole factor for their labels.
+    assert image.width == 3 * 1.5 * image.height and image.height % 64 == 0
 
 
 def write_history(folder: Path) -> None:
@@ -73,8 +73,8 @@ def test_curves(tmp_path: Path) -> None:
     assert [e["iteration"] for e in lines] == list(range(19, 200, 20))
     assert lines[1]["total_loss"] == 7.0 and lines[1]["lr"] == 0.01  # the later line counts
     assert plot_metrics(tmp_path / "run") == tmp_path / "run" / "curves.png"
-    with Image.open(tmp_path / "run" / "curves.png") as picture:
-        assert picture.size == (1320, 770) and len(picture.convert("RGB").getcolors(2**20)) > 100
+    with Image.open(tmp_path / "run" / "curves.png") as image:
+        assert image.size == (1320, 770) and len(image.convert("RGB").getcolors(2**20)) > 100
     assert plot_metrics(tmp_path / "run", tmp_path / "x.svg").read_text().startswith("<?xml")
 
 

@@ -13,7 +13,8 @@ import torch
 
 from seamless_d2.checkpoint import SeamlessCheckpointer
 from seamless_d2.checkpoint import checkpointer as checkpointer_module
-from seamless_d2.engine import SeamlessTrainer, run
+from seamless_d2.engine import SeamlessTrainer
+from seamless_d2.engine import main as run
 from seamless_d2.engine import step as step_module
 from seamless_d2.engine.hooks import remove_leftovers, trim_metrics
 from seamless_d2.engine.plots import plot_metrics
@@ -22,7 +23,7 @@ from seamless_d2.errors import UserError
 from .conftest import in_child
 
 OPTS = """
-SOLVER.MAX_ITER 7 SOLVER.CHECKPOINT_PERIOD 2 TEST.EVAL_PERIOD 4 SEED 11 SOLVER.EMA.ENABLED True TEST.NUM_PICTURES 0
+SOLVER.MAX_ITER 7 SOLVER.CHECKPOINT_PERIOD 2 TEST.EVAL_PERIOD 4 SEED 11 SOLVER.EMA.ENABLED True TEST.NUM_VISUALIZED_IMAGES 0
 SOLVER.IMS_PER_BATCH 4 SOLVER.ACCUMULATE_STEPS 2 INPUT.MIN_SIZE_TRAIN (48,64) SOLVER.LOG_PERIOD 2
 """.split()
 

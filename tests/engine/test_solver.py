@@ -6,7 +6,8 @@ from torch import nn
 
 from seamless_d2 import get_config
 from seamless_d2.engine.solver import build_lr_scheduler, build_optimizer, norm_parameter_names
-from seamless_d2.modeling.norm import Activation, make_norm_act
+from seamless_d2.modeling.norm import make_norm_act
+from seamless_d2.modeling.ops.inplace_norm import Activation
 
 
 def rates(steps: int, iterations_per_epoch: int = 1, **solver) -> list[float]:
@@ -31,7 +32,7 @@ def burn_in(it: int, start: float, steps: int) -> float:
 @pytest.mark.parametrize("warmup", [0, 7])
 def test_poly(warmup: int) -> None:
     count = 40
-    got = rates(count, LR_SCHEDULER_NAME="Poly", POLY_POWER=0.9, WARMUP_ITERS=warmup, WARMUP_FACTOR=0.333)
+    got = rates(count, LR_SCHEDULER_NAME="Poly", POLY_LR_POWER=0.9, WARMUP_ITERS=warmup, WARMUP_FACTOR=0.333)
     for it, lr in enumerate(got, 1):
         assert lr == pytest.approx(0.01 * (burn_in(it, 0.333, warmup) if it <= warmup else (1 - it / count) ** 0.9))
 
@@ -112,7 +113,7 @@ def test_a_fused_step_is_the_same_step(toy_cfg, clip: bool) -> None:
     weights = {}
     for fused in (False, True):
         torch.manual_seed(0)
-        toy_cfg.SOLVER.FUSED = fused
+        toy_cfg.SOLVER.FUSED_OPTIMIZER = fused
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
         optimizer = build_optimizer(toy_cfg, model)
         for _ in range(3):

@@ -16,7 +16,7 @@ from seamless_d2.engine.ema import WeightAverage
 from seamless_d2.engine.solver import build_optimizer
 from seamless_d2.engine.step import TrainingStep
 from seamless_d2.errors import UserError
-from seamless_d2.modeling.ground_truth import SegmentMasks
+from seamless_d2.structures.segment_masks import SegmentMasks
 
 
 class Net(nn.Module):
@@ -57,7 +57,7 @@ def take(step: TrainingStep, count: int = 1) -> EventStorage:
     return storage
 
 
-def image_with_truth(seed: int) -> dict:
+def image_with_ground_truth(seed: int) -> dict:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.zeros(64, 96, dtype=torch.int32)
     labels[:32], labels[10:40, 20:60] = 1, 2
@@ -72,7 +72,7 @@ def image_with_truth(seed: int) -> dict:
 def test_accumulation_is_the_mean_in_one_graph(toy_cfg: CfgNode) -> None:
     toy_cfg.MODEL.RESNETS.NORM = "GN"
     model = build_model(toy_cfg)
-    data = Loader([[image_with_truth(k) for k in (a, a + 1)] for a in (1, 3, 5)])
+    data = Loader([[image_with_ground_truth(k) for k in (a, a + 1)] for a in (1, 3, 5)])
     reference = copy.deepcopy(model)
     with EventStorage():
         losses = [sum(reference(batch).values()) for batch in data]
@@ -92,7 +92,7 @@ def test_mixed_precision_on_the_cpu(toy_cfg: CfgNode, precision: torch.dtype) ->
     toy_cfg.MODEL.RESNETS.NORM = "GN"
     model = build_model(toy_cfg)
     reference = copy.deepcopy(model)
-    data = Loader([[image_with_truth(1)]] * 8)
+    data = Loader([[image_with_ground_truth(1)]] * 8)
     step = make(model, data, precision=precision)
     step.optimizer.param_groups[0]["lr"] = 0.0
     assert (step.grad_scaler is not None) == (precision == torch.float16)

@@ -1,4 +1,4 @@
-"""Truth derived from the panoptic truth, and perfect predictions scoring perfectly."""
+"""Ground truth derived from the panoptic ground truth, and perfect predictions scoring perfectly."""
 
 import json
 
@@ -10,10 +10,10 @@ from pycocotools import mask as coco_mask
 
 from seamless_d2 import get_config, register_panoptic
 from seamless_d2.evaluation import build_evaluators
-from seamless_d2.evaluation.ground_truth import SemanticTruth, write_instance_json
+from seamless_d2.evaluation.ground_truth import SemanticGroundTruth, write_instance_json
 
-from ..data.panoptic_files import scene, write_dataset
-from ..data.test_register import unique_name
+from ..data.test_registration import unique_name
+from ..helpers.panoptic_files import scene, write_dataset
 
 
 def register(tmp_path) -> str:
@@ -22,10 +22,10 @@ def register(tmp_path) -> str:
     return name
 
 
-def test_semantic_truth(tmp_path) -> None:
+def test_semantic_ground_truth(tmp_path) -> None:
     name = register(tmp_path)
     ids, _ = scene()
-    labels = SemanticTruth(name)(DatasetCatalog.get(name)[0]["sem_seg_file_name"], dtype=np.int64)
+    labels = SemanticGroundTruth(name)(DatasetCatalog.get(name)[0]["sem_seg_file_name"], dtype=np.int64)
     expected = np.full(ids.shape, 255)
     for segment, label in ((100_000, 1), (300, 0), (1, 2), (70_000, 2), (5, 3)):
         expected[ids == segment] = label

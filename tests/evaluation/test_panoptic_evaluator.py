@@ -17,8 +17,8 @@ from panopticapi.evaluation import pq_compute
 from seamless_d2 import register_panoptic
 from seamless_d2.evaluation import PanopticEvaluator
 
-from ..data.panoptic_files import scene, write_dataset
-from ..data.test_register import unique_name
+from ..data.test_registration import unique_name
+from ..helpers.panoptic_files import scene, write_dataset
 
 
 def images(number: int) -> dict:

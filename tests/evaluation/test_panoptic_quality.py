@@ -9,14 +9,14 @@ import pytest
 from panopticapi.evaluation import pq_compute, pq_compute_single_core
 from PIL import Image
 
-from seamless_d2.data.images import ids_to_rgb
-from seamless_d2.data.prepare.writer import measure_segments
 from seamless_d2.errors import UserError
 from seamless_d2.evaluation import with_hotcoco
 from seamless_d2.evaluation.from_files import evaluate_files, read_pairs
 from seamless_d2.evaluation.panoptic_quality import PanopticStatistics, Segments, match_image
+from seamless_d2.io import ids_to_rgb
+from seamless_d2.structures.id_maps import measure_segments
 
-from ..reference import ASSETS, SHARED
+from ..helpers.reference import ASSETS, SHARED
 
 CATEGORIES = [{"id": 3 * i + 2, "name": f"c{i}", "isthing": int(i % 2), "color": [i, i, i]} for i in range(7)]
 
@@ -57,25 +57,25 @@ def write(root: Path, name: str, images: list[tuple[np.ndarray, list[dict]]]) ->
 @pytest.mark.parametrize("seed", range(4))
 def test_random_maps_equal_panopticapi(tmp_path: Path, seed: int) -> None:
     random = np.random.RandomState(seed)
-    truth, prediction = [], []
+    ground_truth, prediction = [], []
     for _ in range(8):
         size = (random.randint(1, 40), random.randint(1, 40))
-        truth.append(random_map(random, size, crowds=True))
-        ids, segments = truth[-1]
-        if random.rand() < 0.7:  # a disturbed copy of the truth, so that there are matches
+        ground_truth.append(random_map(random, size, crowds=True))
+        ids, segments = ground_truth[-1]
+        if random.rand() < 0.7:  # a disturbed copy of the ground truth, so that there are matches
             ids = ids.copy()
             ids[: random.randint(1, size[0] + 1), : random.randint(1, size[1] + 1)] = 0
             segments = measure_segments(ids, [{**s, "iscrowd": 0} for s in segments])
             prediction.append((ids, segments))
         else:
             prediction.append(random_map(random, size, crowds=False))
-    # Images of one pixel, without truth, and without prediction.
+    # Images of one pixel, without ground truth, and without prediction.
     one = (np.full((1, 1), 9), [{"id": 9, "category_id": 2, "iscrowd": 0, "area": 1, "bbox": [0, 0, 1, 1]}])
     empty = (np.zeros((1, 1), np.int64), [])
-    truth += [one, empty, one]
+    ground_truth += [one, empty, one]
     prediction += [one, one, empty]
-    files = write(tmp_path, "pred", prediction), write(tmp_path, "truth", truth)
-    # A prediction of an image that the truth does not have counts for nothing.
+    files = write(tmp_path, "pred", prediction), write(tmp_path, "ground_truth", ground_truth)
+    # A prediction of an image that the ground truth does not have counts for nothing.
     content = json.loads(files[0].read_text())
     content["annotations"].append({**content["annotations"][0], "image_id": 999})
     files[0].write_text(json.dumps(content))
@@ -106,8 +106,8 @@ def test_grey_maps_hold_the_ids_themselves(tmp_path: Path) -> None:
     ids[:2], ids[2:, 3:] = 7, 200
     info = [{"id": 7, "category_id": 2, "iscrowd": 0}, {"id": 200, "category_id": 5, "iscrowd": 0}]
     image = ids, measure_segments(ids, info)
-    files = write(tmp_path, "pred", [image]), write(tmp_path, "truth", [image])
-    for name in ("pred", "truth"):
+    files = write(tmp_path, "pred", [image]), write(tmp_path, "ground_truth", [image])
+    for name in ("pred", "ground_truth"):
         Image.fromarray(ids.astype(np.uint8)).save(tmp_path / name / "0.png")
         result, _ = evaluate_files(*files)
         assert result["All"] == {"pq": 1, "sq": 1, "rq": 1, "n": 2}
@@ -147,10 +147,10 @@ def test_the_originals_own_measure() -> None:
     data = np.load(ASSETS / "pq_cases.npz")
     cases = json.loads((ASSETS / "pq_cases.json").read_text())
     for case in cases:
-        truth_ids, truth = original_image(data, case["case"], "gt")
+        gt_ids, ground_truth = original_image(data, case["case"], "gt")
         predicted_ids, predicted = original_image(data, case["case"], "pred")
         statistics = PanopticStatistics(256)
-        statistics.add(match_image(truth_ids, truth, predicted_ids, predicted, rules="original"))
+        statistics.add(match_image(gt_ids, ground_truth, predicted_ids, predicted, rules="original"))
         for key in ("iou", "tp", "fp", "fn"):
             assert getattr(statistics, key).sum() == pytest.approx(case[key], abs=1e-4), (case["case"], key)
 
@@ -165,7 +165,7 @@ def test_original_mean_counts_absent_classes_as_zero() -> None:
 
 def test_contradictions_are_named(tmp_path: Path) -> None:
     good = np.ones((2, 2), np.int64), [{"id": 1, "category_id": 2, "iscrowd": 0, "area": 4}]
-    truth = write(tmp_path, "truth", [good])
+    ground_truth = write(tmp_path, "ground_truth", [good])
     for name, image, words in (
         ("twice", (good[0], [*good[1], {"id": 1, "category_id": 5}]), "0.png lists a segment id twice"),
         ("keyless", (good[0], [{"id": 1}]), "0.png has a segment without a whole number for 'category_id'"),
@@ -181,33 +181,33 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
         ("id", (np.full((2, 2), 5), good[1]), "0.png: the predicted map holds an id"),
         ("none", (good[0], [*good[1], {"id": 8, "category_id": 2}]), "segment 8 has no pixel"),
         ("class", (good[0], [{"id": 1, "category_id": 77}]), "category 77"),
-        ("size", (np.ones((3, 2), np.int64), good[1]), "2 x 3 pixels and the truth 2 x 2"),
+        ("size", (np.ones((3, 2), np.int64), good[1]), "2 x 3 pixels and the ground truth 2 x 2"),
     ):
         with pytest.raises(UserError, match=words):
-            evaluate_files(write(tmp_path, name, [image]), truth)
+            evaluate_files(write(tmp_path, name, [image]), ground_truth)
     (tmp_path / "few.json").write_text(json.dumps({"annotations": []}))
     with pytest.raises(UserError, match="no prediction for image 0"):
-        evaluate_files(tmp_path / "few.json", truth)
+        evaluate_files(tmp_path / "few.json", ground_truth)
     with pytest.raises(UserError, match="nothing.json"):
-        evaluate_files(tmp_path / "nothing.json", truth)
+        evaluate_files(tmp_path / "nothing.json", ground_truth)
     (tmp_path / "list.json").write_text(json.dumps([1]))
     (tmp_path / "bare.json").write_text(json.dumps({"annotations": [{"image_id": 0}]}))
-    (tmp_path / "all.json").write_text((tmp_path / "truth.json").read_text())
+    (tmp_path / "all.json").write_text((tmp_path / "ground_truth.json").read_text())
     for name, words in (
         ("list", "list.json has no annotations"),
         ("bare", "bare.json has an annotation without 'file_name'"),
         ("all", "folder .*all with the PNGs of .* does not exist; name it with --pred-dir"),
     ):
         with pytest.raises(UserError, match=words):
-            evaluate_files(tmp_path / f"{name}.json", truth)
+            evaluate_files(tmp_path / f"{name}.json", ground_truth)
     prediction = write(tmp_path, "damaged", [good])
     file = tmp_path / "damaged" / "0.png"
     file.write_bytes(file.read_bytes()[:45])
     with pytest.raises(UserError, match="0.png cannot be read"):
-        evaluate_files(prediction, truth)
+        evaluate_files(prediction, ground_truth)
     file.unlink()
     with pytest.raises(UserError, match="0.png does not exist"):
-        evaluate_files(prediction, truth)
+        evaluate_files(prediction, ground_truth)
     void = write(tmp_path, "void", [(good[0] * 0, [{"id": 0, "category_id": 2, "iscrowd": 0, "area": 4}])])
     with pytest.raises(UserError, match="id 0, which means void"):
-        evaluate_files(truth, void)
+        evaluate_files(ground_truth, void)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seamless_d2.data.metadata import Classes
+from seamless_d2.evaluation.dataset_statistics import DatasetStatistics
 from seamless_d2.evaluation.panoptic_quality import match_image
 from seamless_d2.evaluation.report import write_reports
-from seamless_d2.evaluation.statistics import DatasetStatistics
 from seamless_d2.evaluation.tables import format_tables
+from seamless_d2.structures.classes import Classes
 
-from .test_statistics import random_image, segments
+from .test_dataset_statistics import random_image, segments
 
 VOID_TAGS = {"meta", "img", "line", "polyline", "circle"}
 
@@ -49,24 +49,26 @@ def make_classes(number: int) -> Classes:
     return Classes(names, [(i * 3 % 256, 90, 200) for i in range(number)], list(range(5, 5 + number)), 2)
 
 
-def write(root: Path, number: int, images: list, photos: bool, **options) -> tuple[Page, str]:
+def write(root: Path, number: int, images: list, with_images: bool, **options) -> tuple[Page, str]:
     statistics = DatasetStatistics(number)
-    truths = {}
-    for k, (truth_ids, truth, ids, predicted) in enumerate(images):
-        statistics.add(match_image(truth_ids, truth, ids, predicted), k, ids)
-        picture = np.stack([truth_ids % 256, truth_ids // 256 % 256, truth_ids // 65536], axis=-1).astype(np.uint8)
-        photo = np.full((2 * picture.shape[0], 2 * picture.shape[1], 3), 99, np.uint8) if photos else None
-        truths[k] = f"image <{k}>.jpg", photo, picture, truth
-    write_reports(root, "A <test>", make_classes(number), statistics, "panopticapi", truths.__getitem__, **options)
+    ground_truths = {}
+    for k, (gt_ids, ground_truth, ids, predicted) in enumerate(images):
+        statistics.add(match_image(gt_ids, ground_truth, ids, predicted), k, ids)
+        id_image = np.stack([gt_ids % 256, gt_ids // 256 % 256, gt_ids // 65536], axis=-1).astype(np.uint8)
+        image = np.full((2 * id_image.shape[0], 2 * id_image.shape[1], 3), 99, np.uint8) if with_images else None
+        ground_truths[k] = f"image <{k}>.jpg", image, id_image, ground_truth
+    write_reports(
+        root, "A <test>", make_classes(number), statistics, "panopticapi", ground_truths.__getitem__, **options
+    )
     text = (root / "report.html").read_text()
     assert "http" not in text and "url(" not in text and "@import" not in text
     return Page(text), text
 
 
-@pytest.mark.parametrize(("number", "photos"), [(4, True), (65, False)])
-def test_page_is_complete_in_itself(tmp_path: Path, number: int, photos: bool) -> None:
+@pytest.mark.parametrize(("number", "images"), [(4, True), (65, False)])
+def test_page_is_complete_in_itself(tmp_path: Path, number: int, images: bool) -> None:
     random = np.random.RandomState(0)
-    page, text = write(tmp_path, number, [random_image(random) for _ in range(6)], photos)
+    page, text = write(tmp_path, number, [random_image(random) for _ in range(6)], images)
     assert len(page.images) == 16 and all(src.startswith("data:image/jpeg;base64,") for src in page.images)
     assert "&lt;road&gt; &amp; sky" in text and "image &lt;3&gt;.jpg" in text and "<road>" not in text
     assert "<polyline" in text and "Highest PQ of things" in text

@@ -26,8 +26,8 @@ def network_outputs(random: np.random.RandomState, size: tuple[int, int], number
     }
 
 
-def truth_like(panoptic: torch.Tensor, info: list[dict], random: np.random.RandomState) -> tuple[np.ndarray, Segments]:
-    """A result as truth, some of it void, some crowd, ids large."""
+def gt_like(panoptic: torch.Tensor, info: list[dict], random: np.random.RandomState) -> tuple[np.ndarray, Segments]:
+    """A result as ground truth, some of it void, some crowd, ids large."""
     ids = panoptic.numpy().astype(np.int64) * 70_001
     ids[: random.randint(6), :] = 0
     info = [s for s in info if (ids == s["id"] * 70_001).any()]
@@ -52,7 +52,7 @@ def test_equals_fusing_at_each_point(rules: str, scale: float) -> None:
             thresholds = {"score_thresh": score, "overlap_thresh": overlap, "stuff_area_thresh": area}
             return fuse_panoptic(**outputs, num_stuff=NUM_STUFF, **thresholds)
 
-        truth_ids, truth = truth_like(*resize_panoptic(*fuse(0.3, 0.5, 100), *size), random)
+        gt_ids, ground_truth = gt_like(*resize_panoptic(*fuse(0.3, 0.5, 100), *size), random)
 
         def fuse_things(overlap: float, fuse=fuse) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             panoptic, info = fuse(float(GRID.scores[0]), overlap, 10**9)
@@ -62,14 +62,14 @@ def test_equals_fusing_at_each_point(rules: str, scale: float) -> None:
                 np.array([s["score"] for s in info], np.float64),
             )
 
-        sweep.add(truth_ids, truth, outputs["sem_seg"].numpy(), fuse_things)
+        sweep.add(gt_ids, ground_truth, outputs["sem_seg"].numpy(), fuse_things)
         for place in np.ndindex(GRID.shape):
             o, s, a = place
             panoptic, info = fuse(float(GRID.scores[s]), float(GRID.overlaps[o]), int(GRID.areas[a]))
             panoptic, info = resize_panoptic(panoptic, info, *size)
             classes = np.array([i["category_id"] + NUM_STUFF * i["isthing"] for i in info], np.int64)
             predicted = Segments(np.array([i["id"] for i in info], np.int64), classes, np.zeros(len(info), bool))
-            expected[place].add(match_image(truth_ids, truth, panoptic.numpy(), predicted, rules))
+            expected[place].add(match_image(gt_ids, ground_truth, panoptic.numpy(), predicted, rules))
     values = np.array([expected[p].average(None, rules)["pq"] for p in np.ndindex(GRID.shape)]).reshape(GRID.shape)
     assert len(np.unique(values.round(6))) > 8, "the thresholds matter"
     np.testing.assert_allclose(sweep.quality(), values, rtol=0, atol=1e-12)

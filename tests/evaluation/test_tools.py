@@ -14,14 +14,14 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from seamless_d2.config import load_config
-from seamless_d2.data.images import ids_to_rgb
 from seamless_d2.data.mapper import SeamlessMapper
-from seamless_d2.data.register import load_panoptic_json
+from seamless_d2.data.registration import load_panoptic_json
 from seamless_d2.data.toy_streets import write_toy_streets
 from seamless_d2.evaluation import build_evaluators
+from seamless_d2.io import ids_to_rgb
 
-from ..data.panoptic_files import scene, write_dataset
-from ..data.test_register import unique_name
+from ..data.test_registration import unique_name
+from ..helpers.panoptic_files import scene, write_dataset
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def tool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys
 def test_evaluate_predictions(tmp_path: Path, tool) -> None:
     ids, segments = scene()
     files = write_dataset(tmp_path, {"a": (ids, segments), "b": (ids, segments)})
-    truth = files["panoptic_json"]
-    pair = (truth, truth, "--pred-dir", files["panoptic_dir"], "--truth-dir", files["panoptic_dir"])
+    ground_truth = files["panoptic_json"]
+    pair = (ground_truth, ground_truth, "--pred-dir", files["panoptic_dir"], "--truth-dir", files["panoptic_dir"])
     code, text = tool("evaluate_predictions.py", *pair, "--json", tmp_path / "a.json")
     assert code == 0 and "road" in text and "Things" in text
     code, text = tool(
@@ -67,8 +67,8 @@ def test_evaluate_predictions(tmp_path: Path, tool) -> None:
         code, text = tool("evaluate_predictions.py", *pair, *options)
         assert code == 2 and words in text
     code, _ = tool("evaluate_predictions.py", *pair, "--output", tmp_path / "r", "--images", tmp_path / "no")
-    assert code.startswith("error: ") and "no of the photos does not exist" in code and "\n" not in code
-    code, _ = tool("evaluate_predictions.py", tmp_path / "no.json", truth)
+    assert code.startswith("error: ") and "no of the images does not exist" in code and "\n" not in code
+    code, _ = tool("evaluate_predictions.py", tmp_path / "no.json", ground_truth)
     assert code.startswith("error: ") and "no.json does not exist" in code
     files["image_dir"].joinpath("a.png").unlink()
     code, _ = tool("evaluate_predictions.py", *pair, "--output", tmp_path / "r", "--images", files["image_dir"])
@@ -94,7 +94,7 @@ def toy_config(tmp_path: Path, toy_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "config.yaml").write_text(cfg.dump())
     model = build_model(cfg).eval()
     torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
-    # An untrained model is right where its own result, at other thresholds, is the truth.
+    # An untrained model is right where its own result, at other thresholds, is the ground truth.
     model.combine_instances_score_thresh, model.combine_overlap_thresh, model.combine_stuff_area_thresh = 0.1, 0.3, 0
     file = tmp_path / "toy" / "panoptic_val.json"
     content = json.loads(file.read_text())

@@ -19,7 +19,8 @@ from seamless_d2.modeling.backbone import (
     build_seamless_resnet,
     build_seamless_resnet_fpn_backbone,
 )
-from seamless_d2.modeling.norm import Activation, make_norm_act
+from seamless_d2.modeling.norm import make_norm_act
+from seamless_d2.modeling.ops.inplace_norm import Activation
 
 RGB = ShapeSpec(channels=3)
 

@@ -2,15 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seamless_d2.modeling import fusion, paste
-from seamless_d2.modeling.fusion import fuse_panoptic, resize_panoptic
-from seamless_d2.modeling.paste import axis_weights, paste_all, paste_mask
+from seamless_d2.modeling.fusion import axis_weights, claim_pixels, fuse_panoptic, resize_panoptic
 
 STUFF = 3  # classes; things follow
 
@@ -179,73 +176,38 @@ def random_detections(count: int, height: int, width: int) -> tuple[Tensor, Tens
     return boxes, torch.randint(0, 4, (count,)), torch.randint(0, 20, (count,)) / 20, blobs
 
 
-def paste_at(mask: np.ndarray, box: list[float], window: tuple[int, int, int, int]) -> np.ndarray:
-    """``paste_mask`` of one box."""
-    b, w = np.array([box], np.float32), np.array([window])
-    (rows,), (columns,) = (axis_weights(b[:, i], b[:, i + 2], w[:, i], w[:, i + 2], 28) for i in (1, 0))
-    return paste_mask(mask, rows, columns)
+def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
+    """(height, width) bool: the pixels that one instance claims on an empty map."""
+    empty = torch.zeros(height, width, dtype=torch.int32)
+    panoptic_seg, count, area = claim_pixels(empty, torch.zeros((), dtype=torch.int32), box, mask, 0.0)
+    assert area == panoptic_seg.sum() and count == (area > 0)
+    return panoptic_seg == 1
 
 
-def test_paste_mask_is_bilinear_sampling_with_zero_padding() -> None:
+def test_masks_are_sampled_bilinearly_with_zero_padding() -> None:
     boxes, _, _, masks = random_detections(200, 40, 60)
     foreground = 0
     for box, mask in zip(boxes, masks.sigmoid(), strict=True):
         exact = pasted_probabilities(mask, box, 40, 60)
-        pasted = torch.from_numpy(paste_at(mask.numpy(), box.tolist(), (0, 0, 60, 40)))
-        different = pasted != (exact > 0.5)
-        assert ((exact - 0.5).abs()[different] < 1e-4).all()  # float32 against float64
+        pasted = paste(mask, box, 40, 60)
+        assert ((exact - 0.5).abs()[pasted != (exact > 0.5)] < 1e-4).all()  # float32 against float64
         foreground += int(pasted.sum())
-        part = torch.from_numpy(paste_at(mask.numpy(), box.tolist(), (13, 7, 41, 30)))
-        assert ((exact - 0.5).abs()[7:30, 13:41][part != pasted[7:30, 13:41]] < 1e-4).all()
     assert foreground > 10_000
 
 
-def test_all_masks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paste, "_MAX_PIXELS", 3000)  # several portions
-    boxes, _, _, masks = random_detections(50, 40, 60)
-    windows = [(max(int(b[0]), 0), max(int(b[1]), 0), min(int(b[2]) + 1, 60), min(int(b[3]) + 1, 40)) for b in boxes]
-    windows[7] = None
-    found = paste_all(masks.sigmoid(), boxes, windows, 60)
-    for k, (box, mask, window) in enumerate(zip(boxes, masks.sigmoid(), windows, strict=True)):
-        at_once = torch.zeros(40 * 60, dtype=torch.bool)
-        at_once[found.pixel[found.instance == k]] = True
-        alone = torch.zeros(40, 60, dtype=torch.bool)
-        if window is not None:
-            x0, y0, x1, y1 = window
-            alone[y0:y1, x0:x1] = torch.from_numpy(paste_at(mask.numpy(), box.tolist(), window))
-        near = (pasted_probabilities(mask, box, 40, 60) - 0.5).abs() < 1e-4
-        assert not ((at_once.view(40, 60) != alone) & ~near).any()
-    assert len(paste_all(masks[:0], boxes[:0], [], 60).pixel) == 0
+def test_weights_of_an_axis_sum_to_one_inside_the_mask() -> None:
+    weights = axis_weights(torch.tensor(3.0), torch.tensor(31.0), 40, 28)
+    assert torch.equal(weights[3:31], torch.eye(28)) and not weights[:3].any() and not weights[31:].any()
+    weights = axis_weights(torch.tensor(-5.5), torch.tensor(50.0), 40, 28)
+    assert torch.allclose(weights.sum(dim=1), torch.ones(40))
 
 
 def test_saturated_mask_fills_an_integer_box_exactly() -> None:
-    mask = paste_at(np.ones((28, 28), np.float32), [3.0, 2.0, 8.0, 4.0], (0, 0, 10, 6))
-    expected = np.zeros((6, 10), bool)
+    expected = torch.zeros(6, 10, dtype=torch.bool)
     expected[2:4, 3:8] = True
-    assert np.array_equal(mask, expected)
+    assert torch.equal(paste(torch.ones(28, 28), torch.tensor([3.0, 2, 8, 4]), 6, 10), expected)
     # At exactly one half a pixel is not foreground.
-    assert not paste_at(np.full((28, 28), 0.5, np.float32), [3.0, 2.0, 8.0, 4.0], (0, 0, 10, 6)).any()
-
-
-@pytest.mark.parametrize("overlap_thresh", [0.0, 0.3, 0.5, 0.9, 1.0])
-def test_rounds_give_what_turns_give(overlap_thresh: float) -> None:
-    """What a GPU does for all instances at once, run on the CPU."""
-    chains = 0
-    for seed in range(8):
-        torch.manual_seed(seed)
-        boxes, _, _, logits = random_detections(60, 50, 80)
-        boxes[30:] = boxes[:30] + torch.randint(-6, 7, (30, 1))  # crowded: most decisions depend on others
-        boxes[5, 2:] = boxes[5, :2]  # no area
-        boxes[6] = torch.tensor([200.0, 10, 220, 30])  # outside
-        turn = fusion._claim_in_turn((50, 80), logits.sigmoid(), boxes.tolist(), overlap_thresh)
-        rounds = fusion._claim_in_rounds((50, 80), logits.sigmoid(), boxes, boxes.tolist(), overlap_thresh)
-        assert turn[1] == rounds[1]
-        # Masks are summed in another order there: single pixels at the very threshold may differ.
-        assert (turn[0] != rounds[0]).sum() <= 1
-        chains += sum(a == 0 for a in turn[1])
-    assert chains > 20 or overlap_thresh == 1.0
-    empty = fusion._claim_in_rounds((5, 8), torch.zeros(0, 28, 28), torch.zeros(0, 4), [], 0.5)
-    assert empty[1] == [] and not empty[0].any()
+    assert not paste(torch.full((28, 28), 0.5), torch.tensor([3.0, 2, 8, 4]), 6, 10).any()
 
 
 def test_autocast_changes_nothing() -> None:

@@ -10,7 +10,8 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from seamless_d2.errors import UserError
-from seamless_d2.modeling.norm import Activation, init_xavier, make_norm_act, norm_act_from_config
+from seamless_d2.modeling.norm import init_xavier, make_norm_act, norm_act_from_config
+from seamless_d2.modeling.ops.inplace_norm import Activation
 
 CHANNELS = 8
 GROUPS = 4

@@ -1,4 +1,4 @@
-"""The complete model: its forms of output, training on unusual truths, and Detectron2's evaluators and drawings."""
+"""The complete model: its forms of output, training on unusual ground truths, and Detectron2's evaluators and drawings."""
 
 import itertools
 import json
@@ -22,13 +22,13 @@ from torch import Tensor
 
 from seamless_d2 import register_panoptic
 from seamless_d2.data.mapper import SeamlessMapper
-from seamless_d2.data.metadata import Classes
 from seamless_d2.data.toy_streets import write_toy_streets
 from seamless_d2.errors import UserError
-from seamless_d2.evaluation.ground_truth import SemanticTruth, write_instance_json
+from seamless_d2.evaluation.ground_truth import SemanticGroundTruth, write_instance_json
 from seamless_d2.modeling import SeamlessPanoptic, fuse_panoptic
-from seamless_d2.modeling.ground_truth import SegmentMasks
 from seamless_d2.modeling.panoptic import OUTPUTS
+from seamless_d2.structures.classes import Classes
+from seamless_d2.structures.segment_masks import SegmentMasks
 
 STUFF, THINGS = 5, 3
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask", "loss_sem_seg"}
@@ -287,7 +287,7 @@ def test_things_only_and_stuff_only_labels(toy_cfg: CfgNode) -> None:
     assert (panoptic_seg == 0).any()
 
 
-# Ground truth drawn by hand: sky above, road below, two things, a crowd, a void corner.
+# Ground ground truth drawn by hand: sky above, road below, two things, a crowd, a void corner.
 def scene() -> Tensor:
     segment_map = torch.full((64, 96), 1, dtype=torch.int32)
     segment_map[30:] = 2
@@ -301,7 +301,7 @@ def scene() -> Tensor:
 SEMANTIC = torch.tensor([255, 0, 1, STUFF, STUFF + 2, STUFF + 1])
 
 
-def make_truth(kind: str) -> tuple[Instances, Tensor]:
+def make_ground_truth(kind: str) -> tuple[Instances, Tensor]:
     """``instances`` and ``sem_seg`` of a training dict."""
     segment_map = scene()
     ids, crowd = [3, 4], [5]
@@ -337,7 +337,7 @@ def make_truth(kind: str) -> tuple[Instances, Tensor]:
 def make_batch(*kinds: str) -> list[dict]:
     batch = []
     for seed, kind in enumerate(kinds):
-        instances, sem_seg = make_truth(kind)
+        instances, sem_seg = make_ground_truth(kind)
         batch.append({"image": make_image(seed=seed), "instances": instances, "sem_seg": sem_seg})
     return batch
 
@@ -370,7 +370,7 @@ def test_training_step(toy_cfg: CfgNode, norm: str) -> None:
 
 @pytest.mark.parametrize("kind", ["no instances", "crowd only", "all void", "instances under crowd"])
 @pytest.mark.parametrize("with_others", [False, True])
-def test_training_on_unusual_truths(toy_cfg: CfgNode, kind: str, with_others: bool) -> None:
+def test_training_on_unusual_ground_truths(toy_cfg: CfgNode, kind: str, with_others: bool) -> None:
     losses = step(build_model(toy_cfg), make_batch(kind, "usual") if with_others else make_batch(kind))
     if not with_others:
         zero = {"loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
@@ -384,7 +384,7 @@ def test_training_on_unusual_truths(toy_cfg: CfgNode, kind: str, with_others: bo
 def test_stock_dicts_train_as_well(toy_cfg: CfgNode, kind: str) -> None:
     model = build_model(toy_cfg)
     stock = step(model, make_batch(kind, kind))
-    # The same truth in our form, without the crowd, which stock masks cannot express.
+    # The same ground truth in our form, without the crowd, which stock masks cannot express.
     batch = make_batch("usual", "usual")
     for record in batch:
         masks = record["instances"].gt_masks
@@ -465,7 +465,7 @@ def dataset(scenes: Path, toy_cfg: CfgNode) -> Iterator[str]:
     """The validation scenes, registered; the config and a model of it know the classes."""
     name = f"test_panoptic_{next(NUMBERS)}"
     register_panoptic(name, scenes / "val", scenes / "panoptic_val", scenes / "panoptic_val.json")
-    Classes.from_metadata(name).to_config(toy_cfg)
+    Classes.from_metadata(MetadataCatalog.get(name)).to_config(toy_cfg)
     toy_cfg.DATASETS.TEST = (name,)
     toy_cfg.INPUT.MIN_SIZE_TEST, toy_cfg.INPUT.MAX_SIZE_TEST = 48, 96
     toy_cfg.DATALOADER.NUM_WORKERS = 0
@@ -503,12 +503,12 @@ def test_stock_instance_evaluator(toy_cfg: CfgNode, dataset: str, tmp_path: Path
 
 
 def test_stock_semantic_evaluator(toy_cfg: CfgNode, dataset: str, tmp_path: Path) -> None:
-    evaluator = SemSegEvaluator(dataset, False, str(tmp_path), sem_seg_loading_fn=SemanticTruth(dataset))
+    evaluator = SemSegEvaluator(dataset, False, str(tmp_path), sem_seg_loading_fn=SemanticGroundTruth(dataset))
     result = evaluate(toy_cfg, dataset, evaluator)["sem_seg"]
     assert 0 <= result["mIoU"] <= 100 and 0 <= result["pACC"] <= 100
     # Every labelled pixel of the two scenes was judged.
-    truth = [SemanticTruth(dataset)(r["sem_seg_file_name"]) for r in DatasetCatalog.get(dataset)]
-    assert evaluator._conf_matrix[:, :-1].sum() == sum((t != 255).sum() for t in truth)
+    ground_truth = [SemanticGroundTruth(dataset)(r["sem_seg_file_name"]) for r in DatasetCatalog.get(dataset)]
+    assert evaluator._conf_matrix[:, :-1].sum() == sum((t != 255).sum() for t in ground_truth)
 
 
 def test_stock_visualizer(toy_cfg: CfgNode, dataset: str) -> None:

@@ -13,8 +13,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from seamless_d2.modeling.ground_truth import SegmentMasks
 from seamless_d2.modeling.roi_heads import SeamlessBoxPredictor, SeamlessMaskHead, SeamlessROIHeads, SeamlessROIPooler
+from seamless_d2.structures.segment_masks import SegmentMasks
 
 STRIDES = [4, 8, 16, 32]
 THINGS = 3
@@ -385,7 +385,7 @@ def test_mask_loss_without_positives_touches_every_parameter(heads: SeamlessROIH
 
 @pytest.mark.parametrize("case", ["usual", "no proposals", "no instances", "crowd only", "nothing"])
 def test_training_step(heads: SeamlessROIHeads, case: str) -> None:
-    """Losses and gradients are finite whatever the truth, and no parameter is left out."""
+    """Losses and gradients are finite whatever the ground truth, and no parameter is left out."""
     proposals = make_proposals([[10, 10, 30, 30], [60, 20, 80, 60]] if case not in ("no proposals", "nothing") else [])
     targets = make_targets([[12, 10, 30, 28]], [1])
     if case in ("no instances", "crowd only", "nothing"):

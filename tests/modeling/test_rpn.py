@@ -11,8 +11,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from seamless_d2.errors import UserError
-from seamless_d2.modeling.ground_truth import SegmentMasks
 from seamless_d2.modeling.rpn import SeamlessRPN
+from seamless_d2.structures.segment_masks import SegmentMasks
 
 STRIDES = {f"p{i}": 2**i for i in range(2, 7)}
 

@@ -9,7 +9,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_sem_seg_head
 from torch import Tensor
 
-from seamless_d2.modeling.norm import Activation, make_norm_act
+from seamless_d2.modeling.norm import make_norm_act
+from seamless_d2.modeling.ops.inplace_norm import Activation
 from seamless_d2.modeling.semantic_head import MiniDeepLab, SeamlessSemSegHead, sliding_mean
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
@@ -110,7 +111,7 @@ def test_levels_are_joined_at_the_finest_size() -> None:
 
 
 def test_loss_sees_the_images_without_padding() -> None:
-    head = make_head("GN", hard_pixel_fraction=0.3, loss_weight=2.0).train()
+    head = make_head("GN", loss_top_k=0.3, loss_weight=2.0).train()
     features = make_features()
     sizes = [(53, 77), (40, 60)]
     targets = torch.randint(0, 7, (2, 53, 77))
@@ -133,12 +134,12 @@ def test_loss_sees_the_images_without_padding() -> None:
 
 def test_config(toy_cfg) -> None:
     config = toy_cfg.MODEL.SEM_SEG_HEAD
-    config.POOLING_SIZE, config.DILATION, config.HARD_PIXEL_FRACTION = [3, 2], 4, 0.125
+    config.POOLING_SIZE, config.DILATION, config.LOSS_TOP_K = [3, 2], 4, 0.125
     config.LOSS_WEIGHT, config.NUM_CLASSES, config.CONVS_DIM, config.IGNORE_VALUE = 0.5, 9, 12, 254
     head = build_sem_seg_head(toy_cfg, {name: ShapeSpec(channels=16, stride=s) for name, s in STRIDES.items()})
     assert isinstance(head, SeamlessSemSegHead)
     assert [level.window for level in head.levels] == [(3, 2)] * 4
     assert [level.dilated.dilation for level in head.levels] == [(4, 4)] * 4
     assert head.predictor.weight.shape == (9, 48, 1, 1)
-    assert (head.hard_pixel_fraction, head.loss_weight, head.ignore_value) == (0.125, 0.5, 254)
+    assert (head.loss_top_k, head.loss_weight, head.ignore_value) == (0.125, 0.5, 254)
     assert head.levels[0].local.weight.shape == (12, 16, 3, 3)

@@ -14,20 +14,14 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from seamless_d2 import PanopticResult, Predictor
-from seamless_d2.data.metadata import Classes
-from seamless_d2.data.register import load_panoptic_json
+from seamless_d2.data.registration import load_panoptic_json
 from seamless_d2.errors import UserError
-from seamless_d2.prediction.formats import (
-    FORMATS,
-    assemble_coco,
-    number_images,
-    read_image_ids,
-    save_picture,
-    write_formats,
-)
+from seamless_d2.io import save_image
+from seamless_d2.prediction.formats import FORMATS, assemble_coco, number_images, read_image_ids, write_formats
+from seamless_d2.structures.classes import Classes
 
-from ..data.panoptic_files import CATEGORIES
-from .pictures import photo
+from ..helpers.images import make_image
+from ..helpers.panoptic_files import CATEGORIES
 
 CLASSES = Classes.from_categories(CATEGORIES, "test")  # road, sky | car, person; ids 3, 11 | 7, 90
 
@@ -36,7 +30,7 @@ def result(with_segments: bool = True) -> PanopticResult:
     """A car and a person on a road under a void sky."""
     ids = np.zeros((50, 70), np.int32)
     if not with_segments:
-        return PanopticResult.from_fusion(photo(), ids, [], CLASSES)
+        return PanopticResult.from_fusion(make_image(), ids, [], CLASSES)
     ids[20:] = 3
     ids[25:35, 10:30] = 1
     ids[22:40, 40:44] = 2
@@ -45,7 +39,7 @@ def result(with_segments: bool = True) -> PanopticResult:
         {"id": 2, "isthing": True, "category_id": 1, "area": 72, "score": 0.625, "instance_id": 0},
         {"id": 3, "isthing": False, "category_id": 0, "area": 2100 - 272},
     ]
-    return PanopticResult.from_fusion(photo(), ids, segments, CLASSES)
+    return PanopticResult.from_fusion(make_image(), ids, segments, CLASSES)
 
 
 def test_segments_are_typed() -> None:
@@ -69,16 +63,16 @@ def test_coco_files_are_read_by_the_official_programs(tmp_path: Path) -> None:
     assert np.array_equal(rgb2id(png), result().panoptic_seg)
     # Our own registration, and with it Detectron2's data sets.
     for name in names:
-        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(photo()).save(tmp_path / "photos" / f"{name}.jpg")
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_image()).save(tmp_path / "images" / f"{name}.jpg")
     content = json.loads(panoptic_json.read_text())
     assert [i["id"] for i in content["images"]] == [1, 2, 3]
     assert [i["file_name"] for i in content["images"]] == ["a.png", "deep/b.png", "empty.png"]
     # pycocotools: instances as results on a data set of the same categories.
-    truth = COCO()
-    truth.dataset = {"images": content["images"], "annotations": [], "categories": content["categories"]}
-    truth.createIndex()
-    loaded = truth.loadRes(str(instance_json))
+    ground_truth = COCO()
+    ground_truth.dataset = {"images": content["images"], "annotations": [], "categories": content["categories"]}
+    ground_truth.createIndex()
+    loaded = ground_truth.loadRes(str(instance_json))
     found = loaded.loadAnns(loaded.getAnnIds(imgIds=2))
     assert [(a["category_id"], a["score"], a["area"], a["bbox"]) for a in found] == [
         (7, 0.875, 200, [10, 25, 20, 10]),
@@ -90,7 +84,7 @@ def test_coco_files_are_read_by_the_official_programs(tmp_path: Path) -> None:
 def test_detectron2_loads_the_panoptic_json(tmp_path: Path) -> None:
     write_formats(result(), tmp_path, "7", ["coco"])
     panoptic_json, _ = assemble_coco(tmp_path, ["7"])
-    Image.fromarray(photo()).save(tmp_path / "7.jpg")
+    Image.fromarray(make_image()).save(tmp_path / "7.jpg")
     from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 
     meta = {
@@ -104,7 +98,7 @@ def test_detectron2_loads_the_panoptic_json(tmp_path: Path) -> None:
     assert classes.names == CLASSES.names and len(ours["segments_info"]) == 3
 
 
-def test_ids_and_pictures(tmp_path: Path) -> None:
+def test_ids_and_images(tmp_path: Path) -> None:
     files = write_formats(result(), tmp_path, "deep/a", ["ids", "overlay", "labelled"])
     assert [f.relative_to(tmp_path).as_posix() for f in files] == [
         "deep/a_ids.png",
@@ -133,15 +127,15 @@ def test_ids_and_pictures(tmp_path: Path) -> None:
         write_formats(result(), tmp_path, "a", ["raw"])
 
 
-def test_overlay_is_the_originals_picture() -> None:
-    picture = result().overlay(labels=False)
-    # Class colours blended half over the photo (stuff has the class's very colour), void black.
+def test_overlay_is_the_originals_image() -> None:
+    drawn = result().overlay(labels=False)
+    # Class colours blended half over the image (stuff has the class's very colour), void black.
     road = np.array(CLASSES.colors[0])
-    assert np.abs(picture[47, 5].astype(int) - (photo()[47, 5].astype(int) + road) / 2).max() <= 1
-    assert np.abs(picture[5, 5].astype(int) - photo()[5, 5] / 2).max() <= 1
+    assert np.abs(drawn[47, 5].astype(int) - (make_image()[47, 5].astype(int) + road) / 2).max() <= 1
+    assert np.abs(drawn[5, 5].astype(int) - make_image()[5, 5] / 2).max() <= 1
     car = np.array(CLASSES.colors[2])
-    assert np.abs(picture[30, 20].astype(int) - (photo()[30, 20].astype(int) + car) / 2).max() <= 1
-    assert (picture[25, 10:30] == 255).all() and (picture[25:35, 30] == 255).all()
+    assert np.abs(drawn[30, 20].astype(int) - (make_image()[30, 20].astype(int) + car) / 2).max() <= 1
+    assert (drawn[25, 10:30] == 255).all() and (drawn[25:35, 30] == 255).all()
 
 
 def test_one_image_json_and_saving(tmp_path: Path) -> None:
@@ -159,12 +153,12 @@ def test_image_ids(tmp_path: Path) -> None:
     assert number_images(["000000139", "b/000285"]) == {"000000139": 139, "b/000285": 285}
     assert number_images(["a", "b"]) == {"a": 1, "b": 2}
     assert number_images(["a/1", "b/1"]) == {"a/1": 1, "b/1": 2}
-    (tmp_path / "truth.json").write_text(
+    (tmp_path / "ground_truth.json").write_text(
         json.dumps({"images": [{"id": "frankfurt_1", "file_name": "frankfurt/frankfurt_1_leftImg8bit.png"}]})
     )
-    ids = read_image_ids(tmp_path / "truth.json")
+    ids = read_image_ids(tmp_path / "ground_truth.json")
     assert number_images(["frankfurt_1_leftImg8bit"], ids) == {"frankfurt_1_leftImg8bit": "frankfurt_1"}
-    with pytest.raises(UserError, match="picture x is not in the json"):
+    with pytest.raises(UserError, match="image x is not in the json"):
         number_images(["x"], ids)
     with pytest.raises(UserError, match=r"none\.json"):
         read_image_ids(tmp_path / "none.json")
@@ -176,7 +170,7 @@ def test_image_ids(tmp_path: Path) -> None:
 def test_raw_keeps_only_its_own_numbers(tmp_path: Path) -> None:
     raw = {"sem_pred": torch.zeros(1000, 10, dtype=torch.int64)[:5], "bbx_pred": None}
     raw |= {"cls_pred": None, "obj_pred": None, "msk_pred": None}
-    there = PanopticResult(photo(), result().panoptic_seg, [], CLASSES, raw)
+    there = PanopticResult(make_image(), result().panoptic_seg, [], CLASSES, raw)
     (file,) = write_formats(there, tmp_path, "a", ["raw"])
     assert file.name == "a.pth.tar" and file.stat().st_size < 5000
     assert torch.load(file, weights_only=True)["sem_pred"].shape == (5, 10)
@@ -185,19 +179,19 @@ def test_raw_keeps_only_its_own_numbers(tmp_path: Path) -> None:
 def test_image_ids_that_are_not_certain() -> None:
     known = {"x/a": 1, "y/a": 2, "b": 3}
     assert number_images(["x/a", "y/a", "deep/b"], known) == {"x/a": 1, "y/a": 2, "deep/b": 3}
-    with pytest.raises(UserError, match="picture a stands in several folders"):
+    with pytest.raises(UserError, match="image a stands in several folders"):
         number_images(["a"], known)
-    with pytest.raises(UserError, match="pictures b and deep/b are one picture"):
+    with pytest.raises(UserError, match="images b and deep/b are one image"):
         number_images(["b", "deep/b"], known)
 
 
 def test_no_jpeg_is_that_wide(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="larger than a JPEG can be"):
-        save_picture(np.zeros((1, 66_000, 3), np.uint8), tmp_path / "a.jpg")
+        save_image(np.zeros((1, 66_000, 3), np.uint8), tmp_path / "a.jpg")
 
 
 def test_a_full_disk_is_named_for_every_format(model_files, tmp_path: Path) -> None:
-    result = Predictor(*model_files, "cpu", raw=True).predict(photo(200, 300))
+    result = Predictor(*model_files, "cpu", raw=True).predict(make_image(200, 300))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for format in FORMATS:
         try:

@@ -9,16 +9,16 @@ from PIL import Image
 from seamless_d2 import PanopticResult, Predictor
 from seamless_d2.errors import UserError
 
-from .pictures import photo
+from ..helpers.images import make_image
 
 
 def test_array_file_and_list_agree(predictor, tmp_path) -> None:
-    Image.fromarray(photo()).save(tmp_path / "a.png")
-    single = predictor.predict(photo())
+    Image.fromarray(make_image()).save(tmp_path / "a.png")
+    single = predictor.predict(make_image())
     assert isinstance(single, PanopticResult)
     assert single.panoptic_seg.shape == (50, 70) and single.panoptic_seg.dtype == np.int32
     assert single.segments and sum(s.area for s in single.segments) == (single.panoptic_seg > 0).sum()
-    for other in predictor.predict([photo(), tmp_path / "a.png", str(tmp_path / "a.png")]):
+    for other in predictor.predict([make_image(), tmp_path / "a.png", str(tmp_path / "a.png")]):
         assert np.array_equal(other.panoptic_seg, single.panoptic_seg)
     assert single.classes.names == ["road", "sky", "car", "person"]
     assert single.overlay().shape[1] / single.overlay().shape[0] == pytest.approx(70 / 50)
@@ -28,9 +28,9 @@ def test_default_predictor_gives_the_same_map(predictor) -> None:
     cfg = predictor.cfg.clone()
     cfg.MODEL.SEAMLESS.OUTPUTS = ["panoptic_seg", "instances", "sem_seg"]
     default = DefaultPredictor(cfg)
-    output = default(photo()[:, :, ::-1])  # BGR
+    output = default(make_image()[:, :, ::-1])  # BGR
     # Ours has its norms folded into the convolutions: other roundings.
-    assert (output["panoptic_seg"][0].numpy() == predictor.predict(photo()).panoptic_seg).mean() > 0.999
+    assert (output["panoptic_seg"][0].numpy() == predictor.predict(make_image()).panoptic_seg).mean() > 0.999
     assert output["sem_seg"].shape == (4, 50, 70)
     assert default.metadata.thing_classes == ["car", "person"]
 
@@ -58,12 +58,12 @@ def test_weights_of_another_model_are_refused(model_files, tmp_path) -> None:
 
 def test_options(model_files) -> None:
     small = Predictor(*model_files, device="cpu", short_side=32)
-    assert small.prepare(photo(50, 70)).tensor.shape == (3, 32, 45)
+    assert small.prepare(make_image(50, 70)).tensor.shape == (3, 32, 45)
     assert small.cfg.INPUT.MAX_SIZE_TEST * 2 == pytest.approx(
         Predictor(*model_files, "cpu").cfg.INPUT.MAX_SIZE_TEST, abs=1
     )
-    reduced = Predictor(*model_files, device="cpu", amp=True).predict(photo())
-    full = Predictor(*model_files, device="cpu").predict(photo())
+    reduced = Predictor(*model_files, device="cpu", amp=True).predict(make_image())
+    full = Predictor(*model_files, device="cpu").predict(make_image())
     assert reduced.panoptic_seg.shape == full.panoptic_seg.shape
     assert (reduced.panoptic_seg == full.panoptic_seg).mean() > 0.5  # an untrained model is sure of nothing
     for options, message in [
@@ -77,11 +77,11 @@ def test_options(model_files) -> None:
         Predictor(*model_files, device="gpu")
 
 
-def test_pictures_too_narrow_for_the_network(predictor) -> None:
+def test_images_too_narrow_for_the_network(predictor) -> None:
     with pytest.raises(UserError, match="3000 x 1 pixels is too narrow"):
-        predictor.predict(photo(1, 3000))
-    assert predictor.predict(photo(1, 1)).panoptic_seg.shape == (1, 1)
-    overlay = predictor.predict(photo(2, 6)).overlay()
+        predictor.predict(make_image(1, 3000))
+    assert predictor.predict(make_image(1, 1)).panoptic_seg.shape == (1, 1)
+    overlay = predictor.predict(make_image(2, 6)).overlay()
     assert overlay.shape == (480, 1440, 3)
 
 

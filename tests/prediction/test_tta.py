@@ -1,4 +1,4 @@
-"""Several views of a picture averaged."""
+"""Several views of an image averaged."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,12 @@ from seamless_d2 import Predictor
 from seamless_d2.errors import UserError
 from seamless_d2.prediction.tta import averaged_output
 
-from .pictures import photo
+from ..helpers.images import make_image
 
 
 def test_one_mirrored_pair_is_symmetric(predictor) -> None:
-    """Seen at one scale with its mirror image, a picture and its mirror image have mirrored results."""
-    model, image = predictor.model, photo(64, 96)
+    """Seen at one scale with its mirror image, an image and its mirror image have mirrored results."""
+    model, image = predictor.model, make_image(64, 96)
     output = averaged_output(model, image, (64, 96), (1.0,), "RGB")
     mirrored = averaged_output(model, np.ascontiguousarray(image[:, ::-1]), (64, 96), (1.0,), "RGB")
     assert output.logits.shape == (1, 4, 16, 24)
@@ -26,9 +26,9 @@ def test_one_mirrored_pair_is_symmetric(predictor) -> None:
     assert a.pred_boxes.tensor[:, 2].max() <= 96 and a.pred_boxes.tensor[:, 3].max() <= 64
 
 
-def test_a_picture_that_equals_its_mirror_image(predictor) -> None:
+def test_a_image_that_equals_its_mirror_image(predictor) -> None:
     """For it, semantic scores of the one view and of the average agree where the network is symmetric in itself."""
-    half = photo(64, 48)
+    half = make_image(64, 48)
     image = np.ascontiguousarray(np.concatenate([half, half[:, ::-1]], axis=1))
     output = averaged_output(predictor.model, image, (64, 96), (1.0,), "RGB")
     assert torch.allclose(output.logits, output.logits.flip(3), atol=1e-4)
@@ -36,7 +36,7 @@ def test_a_picture_that_equals_its_mirror_image(predictor) -> None:
 
 def test_scales(model_files) -> None:
     several = Predictor(*model_files, device="cpu", tta=(0.5, 1.0))
-    result = several.predict(photo(50, 70))
+    result = several.predict(make_image(50, 70))
     assert result.panoptic_seg.shape == (50, 70) and result.segments
     for options in ({"tta": (9.0,)}, {"tta": (1.0,), "tile": (64, 64)}, {"tta": (1.0,), "raw": True}):
         with pytest.raises(UserError, match="tta"):
@@ -47,4 +47,4 @@ def test_no_detections(model_files) -> None:
     config, weights = model_files
     blind = Predictor(config, weights, "cpu", tta=(1.0,))
     blind.model.roi_heads.box_predictor.test_score_thresh = 2.0
-    assert not [s for s in blind.predict(photo()).segments if s.isthing]
+    assert not [s for s in blind.predict(make_image()).segments if s.isthing]

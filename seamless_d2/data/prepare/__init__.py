@@ -1,1 +1,1 @@
-"""Preparing data sets: every format becomes COCO panoptic (photos, id PNGs, one json)."""
+"""Preparing data sets: every format becomes COCO panoptic (images, id PNGs, one json)."""

@@ -12,9 +12,9 @@ from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from PIL import Image
 
 from ...errors import UserError
-from ...files import atomic_write
-from ..metadata import VOID_LABEL
-from .id_maps import present_ids, read_instance_png, replace_ids
+from ...io import atomic_write, read_instance_png
+from ...structures.classes import VOID_LABEL
+from ...structures.id_maps import present_ids, replace_ids
 from .writer import PanopticImage, write_panoptic_dataset
 
 SPLITS = ("train", "train_extra", "val", "test")
@@ -29,7 +29,7 @@ def categories() -> list[dict[str, Any]]:
     return [{key: c[key] for key in ("id", "name", "color", "isthing")} for c in CITYSCAPES_CATEGORIES]
 
 
-def convert_frame(path: Path, suffix: str, photo_dir: Path) -> PanopticImage:
+def convert_frame(path: Path, suffix: str, image_dir: Path) -> PanopticImage:
     """One ``*_instanceIds.png``: pixel = label id, or 1000 * label id + instance.
 
     A thing's pixels without instance are a crowd region ("group"). Labels that are not evaluated are void. Also
@@ -37,9 +37,9 @@ def convert_frame(path: Path, suffix: str, photo_dir: Path) -> PanopticImage:
     """
     values = read_instance_png(path)
     name = path.name.removesuffix(f"_{suffix}_instanceIds.png")
-    photo = f"{path.parent.name}/{name}_leftImg8bit.png"
-    if not (photo_dir / photo).is_file():
-        raise UserError(f"{photo_dir / photo}, the photo of {path.name}, does not exist; get leftImg8bit again")
+    image = f"{path.parent.name}/{name}_leftImg8bit.png"
+    if not (image_dir / image).is_file():
+        raise UserError(f"{image_dir / image}, the image of {path.name}, does not exist; get leftImg8bit again")
     segments = []
     train_ids = {}
     for value in present_ids(values):
@@ -56,7 +56,7 @@ def convert_frame(path: Path, suffix: str, photo_dir: Path) -> PanopticImage:
         with atomic_write(labels) as file:
             Image.fromarray(replace_ids(values, train_ids).astype(np.uint8)).save(file, format="PNG")
     ids = replace_ids(values, {segment["id"]: segment["id"] for segment in segments})
-    return PanopticImage(photo, f"{name}_{suffix}_panoptic.png", ids, segments, {"id": name})
+    return PanopticImage(image, f"{name}_{suffix}_panoptic.png", ids, segments, {"id": name})
 
 
 def prepare_cityscapes(root: str | Path, coarse: bool = False, workers: int | None = None) -> list[Path]:
@@ -87,7 +87,7 @@ def prepare_cityscapes(root: str | Path, coarse: bool = False, workers: int | No
         write_panoptic_dataset(
             files,
             [f.name for f in files],
-            partial(convert_frame, suffix=suffix, photo_dir=root / "leftImg8bit" / split),
+            partial(convert_frame, suffix=suffix, image_dir=root / "leftImg8bit" / split),
             png_dir=output.with_suffix(""),
             panoptic_json=output,
             instance_json=root / suffix / f"cityscapes_instances_{split}.json",

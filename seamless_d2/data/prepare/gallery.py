@@ -1,4 +1,4 @@
-"""Pictures of a data set's truth: one per class and a contact sheet."""
+"""Images of a data set's ground truth: one per class and a contact sheet."""
 
 import re
 from pathlib import Path
@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from ...io import read_id_map, read_image
+from ...structures.classes import Classes
+from ...structures.id_maps import measure_segments, replace_ids
 from ...visualization import contact_sheet, draw_overlay
-from ..images import read_id_map, read_photo
-from ..metadata import Classes
-from .id_maps import measure_segments, replace_ids
 
-SHEET_PICTURES = 12
+SHEET_IMAGES = 12
 
 
-def overlay(photo_file: Path, png_file: Path, segments: list[dict[str, Any]], classes: Classes) -> np.ndarray:
-    """(H, W, 3) uint8: the photo under the colours of its segments (``category_id`` of the data set)."""
+def overlay(image_file: Path, png_file: Path, segments: list[dict[str, Any]], classes: Classes) -> np.ndarray:
+    """(H, W, 3) uint8: the image under the colours of its segments (``category_id`` of the data set)."""
     ids = read_id_map(png_file)
     infos = []
     for number, segment in enumerate(measure_segments(ids, segments), 1):
@@ -24,7 +24,7 @@ def overlay(photo_file: Path, png_file: Path, segments: list[dict[str, Any]], cl
         category = label - classes.num_stuff if thing else label
         infos.append({**segment, "id": number, "isthing": thing, "category_id": category, "source": segment["id"]})
     panoptic = replace_ids(ids, {info["source"]: info["id"] for info in infos})
-    return draw_overlay(read_photo(photo_file, ids.shape), panoptic, infos, classes)
+    return draw_overlay(read_image(image_file, ids.shape), panoptic, infos, classes)
 
 
 def write_gallery(
@@ -34,16 +34,14 @@ def write_gallery(
     classes: Classes,
 ) -> list[Path]:
     """Write class_ID_NAME.jpg for each of ``best`` and contact_sheet.jpg of ``first``; the items go to ``overlay``."""
-    from ...prediction.formats import save_picture  # which imports the model
+    from ...io import save_image  # which imports the model
 
     written = []
     for category, item in sorted(best.items()):
         name = re.sub(r"\W+", "_", classes.names[classes.dataset_ids.index(category)])
         written.append(folder / f"class_{category}_{name}.jpg")
-        save_picture(overlay(*item, classes), written[-1])
+        save_image(overlay(*item, classes), written[-1])
     if first:
         written.append(folder / "contact_sheet.jpg")
-        save_picture(
-            contact_sheet([overlay(*item, classes) for item in first[:SHEET_PICTURES]], columns=3), written[-1]
-        )
+        save_image(contact_sheet([overlay(*item, classes) for item in first[:SHEET_IMAGES]], columns=3), written[-1])
     return written

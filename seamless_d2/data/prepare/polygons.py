@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ...errors import UserError
-from ..register import read_json
+from ...io import read_json
 from .writer import PanopticImage, write_panoptic_dataset
 
 KEYS = {
@@ -104,11 +104,11 @@ def prepare_polygons(
         source: the detection json.
         things: names of the countable classes; all others are stuff. Classes that no region has are left out.
         output: the panoptic json.
-        image_dir: folder of the photos; they must exist.
+        image_dir: folder of the images; they must exist.
         workers: processes; default one per CPU.
 
     Raises:
-        UserError: malformed json, a thing that is no category, photos missing.
+        UserError: malformed json, a thing that is no category, images missing.
     """
     source, output, image_dir = Path(source), Path(output), Path(image_dir)
     if output.suffix != ".json" or output.resolve() == source.resolve():
@@ -136,11 +136,11 @@ def prepare_polygons(
     lacking = [i["file_name"] for i in images if not (image_dir / i["file_name"]).is_file()]
     if lacking:
         named = ", ".join(lacking[:10]) + (", ..." if len(lacking) > 10 else "")
-        raise UserError(f"{len(lacking)} photos of {source} are not in {image_dir} (check --images): {named}")
+        raise UserError(f"{len(lacking)} images of {source} are not in {image_dir} (check --images): {named}")
     stems = Counter(Path(i["file_name"]).with_suffix("").as_posix() for i in images)
     twins = [stem for stem, count in stems.items() if count > 1]
     if twins:
-        raise UserError(f"{source} lists two photos called {twins[0]}; their PNGs would be one file, rename one")
+        raise UserError(f"{source} lists two images called {twins[0]}; their PNGs would be one file, rename one")
     write_panoptic_dataset(
         [(image, by_image[image["id"]]) for image in images],
         [image["file_name"] for image in images],

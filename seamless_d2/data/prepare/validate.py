@@ -13,12 +13,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ...errors import UserError
-from ...files import atomic_write, write_json
-from ..images import read_id_map, read_photo
-from ..metadata import Classes
-from ..register import read_json
-from .gallery import SHEET_PICTURES, write_gallery
-from .id_maps import measure_segments, present_ids, replace_ids
+from ...io import atomic_write, read_id_map, read_image, read_json, write_json
+from ...structures.classes import Classes
+from ...structures.id_maps import measure_segments, present_ids, replace_ids
+from .gallery import SHEET_IMAGES, write_gallery
 from .writer import map_parallel
 
 KEYS = {
@@ -94,7 +92,7 @@ def _repeated(values: Iterable[Any]) -> list[Any]:
 
 
 def _check_json(content: dict[str, Any], source: str) -> tuple[list[tuple[str, str]], dict[str, list[dict]]]:
-    """Problems that need no picture, and the entries that have all their keys."""
+    """Problems that need no image, and the entries that have all their keys."""
     problems, whole = [], {}
     for kind, keys in KEYS.items():
         whole[kind] = []
@@ -108,7 +106,7 @@ def _check_json(content: dict[str, Any], source: str) -> tuple[list[tuple[str, s
         ("categories", "id", "category id {} occurs twice"),
         ("categories", "name", "two categories are called {}"),
         ("images", "id", "image id {} occurs twice"),
-        ("images", "file_name", "photo {} is listed twice"),
+        ("images", "file_name", "image {} is listed twice"),
         ("annotations", "image_id", "image id {} is annotated twice"),
         ("annotations", "file_name", "PNG {} belongs to two annotations"),
     ):
@@ -177,28 +175,28 @@ def _check_image(
     """The report on one image, and its annotation, in which areas and boxes were rewritten with ``fix``."""
     image, annotation = item
     report = Report()
-    photo, png = image_dir / image["file_name"], panoptic_dir / annotation["file_name"]
+    image_file, png_file = image_dir / image["file_name"], panoptic_dir / annotation["file_name"]
     size = (image["height"], image["width"])
     try:
-        read_photo(photo, size)
+        read_image(image_file, size)
     except UserError as error:
-        report.problems.append((str(photo), str(error)))
+        report.problems.append((str(image_file), str(error)))
     try:
-        ids = read_id_map(png)
+        ids = read_id_map(png_file)
     except UserError as error:
-        report.problems.append((str(png), str(error)))
+        report.problems.append((str(png_file), str(error)))
         return report, annotation
     if ids.shape != size:
         text = f"the PNG is {ids.shape[1]} x {ids.shape[0]} pixels, the json says {size[1]} x {size[0]}"
-        report.problems.append((str(png), text))
+        report.problems.append((str(png_file), text))
         return report, annotation
     report.images = 1
-    report.problems += [(str(png), text) for text in _check_segments(annotation, ids, categories, fix, report)]
+    report.problems += [(str(png_file), text) for text in _check_segments(annotation, ids, categories, fix, report)]
     return report, annotation
 
 
-def shared_photos(photos: list[Path], others: list[Path]) -> list[tuple[Path, Path]]:
-    """Pairs of photos with the same bytes, whatever they are called."""
+def shared_images(images: list[Path], others: list[Path]) -> list[tuple[Path, Path]]:
+    """Pairs of images with the same bytes, whatever they are called."""
 
     def by_size(paths: list[Path]) -> dict[int, list[Path]]:
         sizes = defaultdict(list)
@@ -208,12 +206,12 @@ def shared_photos(photos: list[Path], others: list[Path]) -> list[tuple[Path, Pa
         return sizes
 
     pairs, known = [], by_size(others)
-    for size, candidates in by_size(photos).items():
+    for size, candidates in by_size(images).items():
         digests = {hashlib.sha256(other.read_bytes()).digest(): other for other in known.get(size, [])}
-        for photo in candidates if digests else []:
-            other = digests.get(hashlib.sha256(photo.read_bytes()).digest())
+        for path in candidates if digests else []:
+            other = digests.get(hashlib.sha256(path.read_bytes()).digest())
             if other is not None:
-                pairs.append((photo, other))
+                pairs.append((path, other))
     return pairs
 
 
@@ -224,18 +222,18 @@ def validate(
     *,
     fix: bool = False,
     other: tuple[str | Path, str | Path] | None = None,
-    pictures: str | Path | None = None,
+    gallery: str | Path | None = None,
     workers: int | None = None,
 ) -> tuple[Report, list[dict[str, Any]]]:
     """Check a data set.
 
     Args:
         panoptic_json: the json.
-        image_dir: folder of the photos.
+        image_dir: folder of the images.
         panoptic_dir: folder of the PNGs; default the json's path without ".json".
         fix: rewrite areas and boxes in the json.
-        other: json and image folder of another split, which must not share photos.
-        pictures: folder for one picture per class and a contact sheet; None = none.
+        other: json and image folder of another split, which must not share images.
+        gallery: folder for one image per class and a contact sheet; None = none.
         workers: processes; default one per available CPU.
 
     Returns:
@@ -256,8 +254,8 @@ def validate(
     images = {image["id"]: image for image in whole["images"]}
     if other is not None:
         theirs = [Path(other[1]) / i["file_name"] for i in read_json(other[0], "other json")["images"]]
-        for photo, twin in shared_photos([image_dir / i["file_name"] for i in whole["images"]], theirs):
-            report.problems.append((str(photo), f"the same photo is {twin} of {other[0]}; splits must be apart"))
+        for path, twin in shared_images([image_dir / i["file_name"] for i in whole["images"]], theirs):
+            report.problems.append((str(path), f"the same image is {twin} of {other[0]}; splits must be apart"))
     categories = {c["id"]: c for c in whole["categories"]}
     annotations = [a for a in whole["annotations"] if a["image_id"] in images]
     check = partial(_check_image, categories=categories, image_dir=image_dir, panoptic_dir=panoptic_dir, fix=fix)
@@ -270,14 +268,14 @@ def validate(
         report.add(found)
         annotations[number].update(checked)
         if found.images and not found.problems:
-            first = sorted([*first, number])[:SHEET_PICTURES]
+            first = sorted([*first, number])[:SHEET_IMAGES]
             for category, area in found.pixels.items():
                 if category is not None:
                     best[category] = max(best.get(category, (0, 0)), (area, -number))
     report.problems.sort(key=lambda problem: problem[0] != str(panoptic_json))
     if fix and report.fixed:
         write_json(panoptic_json, content)
-    if pictures is not None and first:
+    if gallery is not None and first:
 
         def item(number: int) -> tuple[Path, Path, list[dict[str, Any]]]:
             image, annotation = work[number]
@@ -286,6 +284,6 @@ def validate(
 
         classes = Classes.from_categories(list(categories.values()), str(panoptic_json))
         write_gallery(
-            Path(pictures), [item(n) for n in first], {c: item(-number) for c, (_, number) in best.items()}, classes
+            Path(gallery), [item(n) for n in first], {c: item(-number) for c, (_, number) in best.items()}, classes
         )
     return report, content["categories"]

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ..images import read_id_map
-from ..register import read_json
-from .id_maps import count_pairs, present_ids, read_instance_png, replace_ids
+from ...io import read_id_map, read_instance_png, read_json
+from ...structures.id_maps import count_pairs, present_ids, replace_ids
 from .writer import PanopticImage, write_panoptic_dataset
 
 SPLITS = ("training", "validation")
@@ -74,15 +73,15 @@ def make_categories(labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def find_photo(folder: Path, stem: str) -> str:
-    """Name of the photo of an annotation."""
+def find_image(folder: Path, stem: str) -> str:
+    """Name of the image of an annotation."""
     for suffix in (".jpg", ".png", ".jpeg", ".JPG"):
         if (folder / f"{stem}{suffix}").is_file():
             return f"{stem}{suffix}"
-    raise UserError(f"{folder / stem}.jpg, the photo of {stem}.png, does not exist; get the images again")
+    raise UserError(f"{folder / stem}.jpg, the image of {stem}.png, does not exist; get the images again")
 
 
-def convert_instances(path: Path, labels: list[dict[str, Any]], photo_dir: Path) -> PanopticImage:
+def convert_instances(path: Path, labels: list[dict[str, Any]], image_dir: Path) -> PanopticImage:
     """One 16-bit instance PNG: class = value // 256, instance = value % 256."""
     values = read_instance_png(path)
     new_ids: dict[int, int] = {}
@@ -98,8 +97,8 @@ def convert_instances(path: Path, labels: list[dict[str, Any]], photo_dir: Path)
             # Stuff is one segment whatever its instance numbers; the id is never 0.
             new_ids[value] = (value if labels[index]["instances"] else index * 256) + 1
             segments[new_ids[value]] = {"id": new_ids[value], "category_id": index + 1, "iscrowd": 0}
-    photo = find_photo(photo_dir, path.stem)
-    return PanopticImage(photo, f"{path.stem}.png", replace_ids(values, new_ids), list(segments.values()))
+    image = find_image(image_dir, path.stem)
+    return PanopticImage(image, f"{path.stem}.png", replace_ids(values, new_ids), list(segments.values()))
 
 
 def label_indices(own: list[dict[str, Any]], labels: list[dict[str, Any]], source: str) -> dict[int, int]:
@@ -122,7 +121,7 @@ def convert_panoptic(
     png_dir: Path,
     instance_dir: Path,
     labels: list[dict[str, Any]],
-    photo_dir: Path,
+    image_dir: Path,
 ) -> PanopticImage:
     """One entry of the release's own panoptic json, checked against the instance PNG.
 
@@ -148,7 +147,7 @@ def convert_panoptic(
             )
         segments.append({"id": segment["id"], "category_id": index + 1, "iscrowd": int(segment.get("iscrowd", 0))})
     ids = replace_ids(ids, {segment["id"]: segment["id"] for segment in segments})
-    return PanopticImage(find_photo(photo_dir, instance_png.stem), annotation["file_name"], ids, segments)
+    return PanopticImage(find_image(image_dir, instance_png.stem), annotation["file_name"], ids, segments)
 
 
 def _own_panoptic(folder: Path) -> Path | None:
@@ -183,7 +182,7 @@ def prepare_vistas(root: str | Path, workers: int | None = None) -> list[Path]:
 
     Args:
         root: the release's folder.
-        workers: processes; default one per CPU. One needs well under 1 GB for photos of 12 megapixels.
+        workers: processes; default one per CPU. One needs well under 1 GB for images of 12 megapixels.
 
     Returns:
         The panoptic jsons.
@@ -195,13 +194,13 @@ def prepare_vistas(root: str | Path, workers: int | None = None) -> list[Path]:
     written = []
     for release in find_releases(root):
         for split in SPLITS:
-            folder, photos = root / split / release.folder, root / split / "images"
+            folder, images = root / split / release.folder, root / split / "images"
             files = sorted((folder / "instances").glob("*.png"))
             if not files:
                 continue
             items: list[Any] = files
             keys = [f.name for f in files]
-            convert = partial(convert_instances, labels=release.labels, photo_dir=photos)
+            convert = partial(convert_instances, labels=release.labels, image_dir=images)
             own = _own_panoptic(folder)
             if own is not None:
                 items, indices = _own_items(own, release.labels, files)
@@ -212,7 +211,7 @@ def prepare_vistas(root: str | Path, workers: int | None = None) -> list[Path]:
                     png_dir=own.parent,
                     instance_dir=folder / "instances",
                     labels=release.labels,
-                    photo_dir=photos,
+                    image_dir=images,
                 )
             output = root / f"seamless_{release.version}" / f"panoptic_{split}.json"
             write_panoptic_dataset(

@@ -7,7 +7,6 @@ appear only whole, so that a run that was stopped anywhere goes on where it was.
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +22,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...errors import UserError
-from ...files import atomic_write, write_json
-from ..images import ids_to_rgb
-from .id_maps import instance_annotations, measure_segments, thing_categories
+from ...io import atomic_write, available_cpus, ids_to_rgb, write_json
+from ...structures.id_maps import instance_annotations, measure_segments, thing_categories
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,7 +34,7 @@ class PanopticImage:
     """One converted image.
 
     Attributes:
-        file_name: of the photo, relative to the image folder.
+        file_name: of the image, relative to the image folder.
         png_name: of the id PNG, relative to the PNG folder; different for each image.
         ids: (H, W) integers, 0 = void, otherwise one of the segments' ids, below 2^24.
         segments: dicts with id, category_id (the data set's) and iscrowd; area and bbox are added by the writer, and
@@ -113,11 +111,6 @@ def write_panoptic_dataset(
         )
     _assemble(keys, parts, panoptic_json, instance_json, categories, fingerprint)
     shutil.rmtree(parts)
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_repeated(names: Sequence[str]) -> str | None:
@@ -220,7 +213,7 @@ def _assemble(
     for what, names in (("PNG", [a["file_name"] for a in annotations]), ("image id", [i["id"] for i in images])):
         repeated = _first_repeated(names)
         if repeated is not None:
-            raise UserError(f"{panoptic_json}: two images would share the {what} {repeated}; rename one of the photos")
+            raise UserError(f"{panoptic_json}: two images would share the {what} {repeated}; rename one of the images")
     info = {"fingerprint": fingerprint}
     if instance_json is not None:
         write_json(

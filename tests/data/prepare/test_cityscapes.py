@@ -11,12 +11,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from seamless_d2 import register_panoptic
-from seamless_d2.data.images import read_id_map
-from seamless_d2.data.metadata import Classes
 from seamless_d2.data.prepare.cityscapes import prepare_cityscapes
 from seamless_d2.errors import UserError
+from seamless_d2.io import read_id_map
+from seamless_d2.structures.classes import Classes
 
-from ..test_register import unique_name
+from ..test_registration import unique_name
 
 SIZE = (120, 60)
 # Label and x0, y0, x1, y1, painted in this order.
@@ -52,17 +52,17 @@ def polygon_json(objects: list[tuple]) -> dict:
     return {"imgWidth": width, "imgHeight": height, "objects": drawn}
 
 
-def write_photo(root: Path, split: str, name: str) -> None:
-    photo = root / "leftImg8bit" / split / name.split("_")[0] / f"{name}_leftImg8bit.png"
-    photo.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", SIZE, (90, 80, 70)).save(photo)
+def write_image(root: Path, split: str, name: str) -> None:
+    image = root / "leftImg8bit" / split / name.split("_")[0] / f"{name}_leftImg8bit.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", SIZE, (90, 80, 70)).save(image)
 
 
 def write_map(root: Path, split: str, name: str, ids: np.ndarray, suffix: str = "gtFine") -> Path:
     path = root / suffix / split / name.split("_")[0] / f"{name}_{suffix}_instanceIds.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(ids).save(path)
-    write_photo(root, split, name)
+    write_image(root, split, name)
     return path
 
 
@@ -76,7 +76,7 @@ def official(tmp_path) -> Path:
     root = tmp_path / "cityscapes"
     for number, objects in enumerate(FRAMES):
         name = f"{('ulm', 'aachen')[number % 2]}_{number:06d}_000019"
-        write_photo(root, "train", name)
+        write_image(root, "train", name)
         folder = root / "gtFine" / "train" / name.split("_")[0]
         folder.mkdir(parents=True, exist_ok=True)
         polygons = folder / f"{name}_gtFine_polygons.json"
@@ -105,7 +105,7 @@ def test_agrees_with_the_official_script(official, tmp_path) -> None:
     assert sum(s["iscrowd"] for a in found["annotations"] for s in a["segments_info"]) == 2
     assert found["categories"] == [{k: v for k, v in c.items() if k != "supercategory"} for c in expected["categories"]]
     for ours, other in zip(found["images"], expected["images"], strict=True):
-        # The official json names photos that do not exist; ours are relative to leftImg8bit/train.
+        # The official json names images that do not exist; ours are relative to leftImg8bit/train.
         assert (official / "leftImg8bit" / "train" / ours.pop("file_name")).is_file()
         del other["file_name"]
         assert ours == other
@@ -133,8 +133,8 @@ def test_detectron2_reads_it(tmp_path) -> None:
     (path,) = prepare_cityscapes(root, workers=1)
     builtin = MetadataCatalog.get("cityscapes_fine_panoptic_val")
     assert builtin.panoptic_json.endswith("cityscapes/gtFine/cityscapes_panoptic_val.json")
-    photos, pngs = root / "leftImg8bit" / "val", path.with_suffix("")
-    (record,) = load_cityscapes_panoptic(str(photos), str(pngs), str(path), builtin.as_dict())
+    images, pngs = root / "leftImg8bit" / "val", path.with_suffix("")
+    (record,) = load_cityscapes_panoptic(str(images), str(pngs), str(path), builtin.as_dict())
     assert record["image_id"] == "ulm_000000_000019"
     assert Path(record["sem_seg_file_name"]).is_file()
     assert {(s["id"], s["category_id"], s["iscrowd"]) for s in record["segments_info"]} == {
@@ -145,8 +145,8 @@ def test_detectron2_reads_it(tmp_path) -> None:
     }
     assert np.unique(read_id_map(record["pan_seg_file_name"])).tolist() == [0, 7, 23, 26, 26_000]
     name = unique_name()
-    register_panoptic(name, photos, pngs, path)
-    classes = Classes.from_metadata(name)
+    register_panoptic(name, images, pngs, path)
+    classes = Classes.from_metadata(MetadataCatalog.get(name))
     assert (classes.num_stuff, classes.num_things) == (11, 8)
     instances = COCO(root / "gtFine" / "cityscapes_instances_val.json")
     assert [(a["category_id"], a["iscrowd"], a["area"]) for a in instances.dataset["annotations"]] == [
@@ -195,4 +195,4 @@ def test_mistakes_are_named(tmp_path) -> None:
         prepare_cityscapes(tmp_path, workers=1)
     for words in ("4 of 4", "value 40", "000001_000019_gtFine_instanceIds.png cannot be read", "holds colours (RGB)"):
         assert words in str(error.value)
-    assert "ulm_000002_000019_leftImg8bit.png, the photo of" in str(error.value)
+    assert "ulm_000002_000019_leftImg8bit.png, the image of" in str(error.value)

@@ -10,13 +10,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from seamless_d2 import register_panoptic
-from seamless_d2.data.images import read_id_map
 from seamless_d2.data.mapper import SeamlessMapper
 from seamless_d2.data.prepare.polygons import prepare_polygons
 from seamless_d2.data.prepare.validate import validate
 from seamless_d2.errors import UserError
+from seamless_d2.io import read_id_map
 
-from ..test_register import unique_name
+from ..test_registration import unique_name
 
 HEIGHT, WIDTH = 40, 60
 ROOT, CAR, GRASS, PERSON, UNUSED = 0, 4, 5, 9, 12
@@ -65,13 +65,13 @@ ANNOTATIONS = [
 
 
 def write(root: Path, **changes) -> dict:
-    (root / "photos" / "sub").mkdir(parents=True, exist_ok=True)
+    (root / "images" / "sub").mkdir(parents=True, exist_ok=True)
     images = [
         {"id": 1, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH},
         {"id": 2, "file_name": "sub/b.jpg", "height": HEIGHT, "width": WIDTH},
     ]
     for image in images:
-        Image.new("RGB", (WIDTH, HEIGHT)).save(root / "photos" / image["file_name"])
+        Image.new("RGB", (WIDTH, HEIGHT)).save(root / "images" / image["file_name"])
     content = {
         "images": images,
         "annotations": ANNOTATIONS,
@@ -89,7 +89,7 @@ def write(root: Path, **changes) -> dict:
 
 
 def prepare(root: Path, things: tuple[str, ...] = ("car", "person"), workers: int = 1) -> dict:
-    path = prepare_polygons(root / "export.json", list(things), root / "panoptic.json", root / "photos", workers)
+    path = prepare_polygons(root / "export.json", list(things), root / "panoptic.json", root / "images", workers)
     return json.loads(path.read_text())
 
 
@@ -124,10 +124,10 @@ def test_what_is_painted(tmp_path) -> None:
 def test_the_result_is_valid_and_trains(tmp_path) -> None:
     write(tmp_path)
     prepare(tmp_path, workers=2)
-    report, _ = validate(tmp_path / "panoptic.json", tmp_path / "photos", workers=1)
+    report, _ = validate(tmp_path / "panoptic.json", tmp_path / "images", workers=1)
     assert report.problems == []
     name = unique_name()
-    register_panoptic(name, tmp_path / "photos", tmp_path / "panoptic", tmp_path / "panoptic.json")
+    register_panoptic(name, tmp_path / "images", tmp_path / "panoptic", tmp_path / "panoptic.json")
     records = DatasetCatalog.get(name)
     mapper = SeamlessMapper(is_train=True, augmentations=[], image_format="RGB", num_stuff=1)
     assert [len(mapper(record)["instances"]) for record in records] == [4, 0]
@@ -154,20 +154,20 @@ def test_changed_annotations_are_converted_again(tmp_path) -> None:
         ({"annotations": [region(CAR, "polygon")]}, "a.jpg: a segmentation is neither"),
         ({"annotations": [region(CAR, {"size": [HEIGHT, WIDTH], "counts": [0, 9999]})]}, "do not add up"),
         ({"annotations": [region(CAR, {"size": [2, 2], "counts": [0, 4]})]}, "2 x 2 pixels, its image 60 x 40"),
-        ({"images": [{"id": 1, "file_name": "x.jpg", "height": 4, "width": 4}]}, "1 photos .*: x.jpg"),
+        ({"images": [{"id": 1, "file_name": "x.jpg", "height": 4, "width": 4}]}, "1 images .*: x.jpg"),
         (
             {
                 "images": [
                     {"id": i, "file_name": f"a.{s}", "height": 4, "width": 4} for i, s in ((1, "jpg"), (2, "png"))
                 ]
             },
-            "two photos called a",
+            "two images called a",
         ),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes: dict, words: str) -> None:
     write(tmp_path, **changes)
-    Image.new("RGB", (4, 4)).save(tmp_path / "photos" / "a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "a.png")
     with pytest.raises(UserError, match=words):
         prepare(tmp_path)
 
@@ -178,4 +178,4 @@ def test_arguments(tmp_path) -> None:
         prepare(tmp_path, things=("tree",))
     for output in ("export.json", "folder"):
         with pytest.raises(UserError, match="choose another name"):
-            prepare_polygons(tmp_path / "export.json", [], tmp_path / output, tmp_path / "photos")
+            prepare_polygons(tmp_path / "export.json", [], tmp_path / output, tmp_path / "images")

@@ -12,13 +12,13 @@ from detectron2.engine import default_argument_parser
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from seamless_d2.data.images import read_id_map
 from seamless_d2.data.prepare.cityscapes import prepare_cityscapes
 from seamless_d2.data.prepare.polygons import prepare_polygons
-from seamless_d2.data.prepare.seamseg_format import write_seamseg
 from seamless_d2.data.prepare.vistas import prepare_vistas
 from seamless_d2.data.toy_streets import CATEGORIES, write_toy_streets
-from seamless_d2.engine import run
+from seamless_d2.engine import main as run
+from seamless_d2.io import read_id_map
+from seamless_d2.seamseg.dataset_to_coco import write_seamseg
 
 # Cityscapes' label ids of the toy classes, by name.
 LABEL_IDS = {
@@ -40,7 +40,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scenes(toy: Path) -> list[tuple[str, Path, np.ndarray, list[dict[str, Any]]]]:
-    """(name, photo, id map, segments) of the training scenes."""
+    """(name, image, id map, segments) of the training scenes."""
     content = json.loads((toy / "panoptic_train.json").read_text())
     return [
         (
@@ -58,7 +58,7 @@ def names() -> dict[int, str]:
 
 
 def cityscapes(toy: Path, root: Path) -> tuple[list[str], int, int]:
-    for name, photo, ids, segments in scenes(toy):
+    for name, image, ids, segments in scenes(toy):
         values = np.zeros(ids.shape, np.uint16)
         for k, s in enumerate(segments):
             label = LABEL_IDS[names()[s["category_id"]]]
@@ -67,7 +67,7 @@ def cityscapes(toy: Path, root: Path) -> tuple[list[str], int, int]:
             (root / folder / "train" / "town").mkdir(parents=True, exist_ok=True)
         stem = f"town_{name}_000019"
         Image.fromarray(values).save(root / f"gtFine/train/town/{stem}_gtFine_instanceIds.png")
-        Image.open(photo).save(root / f"leftImg8bit/train/town/{stem}_leftImg8bit.png")
+        Image.open(image).save(root / f"leftImg8bit/train/town/{stem}_leftImg8bit.png")
     (panoptic_json,) = prepare_cityscapes(root, workers=1)
     return ["leftImg8bit/train", str(panoptic_json.with_suffix("")), str(panoptic_json)], 19, 8
 
@@ -88,12 +88,12 @@ def vistas(toy: Path, root: Path) -> tuple[list[str], int, int]:
     for folder in ("images", "instances"):
         (root / "training" / folder).mkdir(parents=True)
     (root / "config.json").write_text(json.dumps({"labels": labels}))
-    for name, photo, ids, segments in scenes(toy):
+    for name, image, ids, segments in scenes(toy):
         values = np.full(ids.shape, 256 * len(order), np.uint16)
         for k, s in enumerate(segments):
             values[ids == s["id"]] = 256 * order.index(s["category_id"]) + k
         Image.fromarray(values).save(root / "training" / "instances" / f"{name}.png")
-        Image.open(photo).save(root / "training" / "images" / f"{name}.jpg")
+        Image.open(image).save(root / "training" / "images" / f"{name}.jpg")
     (panoptic_json,) = prepare_vistas(root, workers=1)
     return ["training/images", str(panoptic_json.with_suffix("")), str(panoptic_json)], 8, 3
 
@@ -105,8 +105,8 @@ def seamseg(toy: Path, root: Path) -> tuple[list[str], int, int]:
 
 def polygons(toy: Path, root: Path) -> tuple[list[str], int, int]:
     images, annotations = [], []
-    for number, (_, photo, ids, segments) in enumerate(scenes(toy), 1):
-        images.append({"id": number, "file_name": photo.name, "height": ids.shape[0], "width": ids.shape[1]})
+    for number, (_, image, ids, segments) in enumerate(scenes(toy), 1):
+        images.append({"id": number, "file_name": image.name, "height": ids.shape[0], "width": ids.shape[1]})
         for s in segments:
             rle = coco_mask.encode(np.asfortranarray(ids == s["id"]))
             annotations.append(

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seamless_d2.data.images import ids_to_rgb, read_id_map
 from seamless_d2.data.prepare.validate import validate
 from seamless_d2.errors import UserError
+from seamless_d2.io import ids_to_rgb, read_id_map
 
-from ..panoptic_files import scene, write_dataset
+from ...helpers.panoptic_files import scene, write_dataset
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare_dataset.py"
 
@@ -83,9 +83,9 @@ def paint(ids: np.ndarray, value: int, old: int | None = None) -> np.ndarray:
 
 JSON = "panoptic.json"
 BREAKS = {
-    "photo missing": (lambda d: (d.images / "a.png").unlink(), "images/a.png", "does not exist"),
-    "photo broken": (lambda d: (d.images / "a.png").write_bytes(b"?"), "images/a.png", "cannot be read"),
-    "photo of another size": (
+    "image missing": (lambda d: (d.images / "a.png").unlink(), "images/a.png", "does not exist"),
+    "image broken": (lambda d: (d.images / "a.png").write_bytes(b"?"), "images/a.png", "cannot be read"),
+    "image of another size": (
         lambda d: Image.new("RGB", (8, 9)).save(d.images / "a.png"),
         "images/a.png",
         "8 x 9 pixels but",
@@ -130,7 +130,7 @@ BREAKS = {
     "void as a segment": (lambda d: d.edit(lambda c: first(c).update(id=0)), "panoptic/a.png", "means void"),
     "segment without id": (lambda d: d.edit(lambda c: first(c).pop("id")), "panoptic/a.png", "no id or no"),
     "image id twice": (lambda d: d.edit(lambda c: c["images"][1].update(id=17)), JSON, "image id 17 occurs twice"),
-    "photo twice": (lambda d: d.edit(lambda c: c["images"][1].update(file_name="a.png")), JSON, "a.png is listed"),
+    "image twice": (lambda d: d.edit(lambda c: c["images"][1].update(file_name="a.png")), JSON, "a.png is listed"),
     "annotated twice": (
         lambda d: d.edit(lambda c: c["annotations"].append(c["annotations"][0])),
         JSON,
@@ -160,7 +160,7 @@ def test_json_that_cannot_be_checked(data) -> None:
             data.problems()
 
 
-def test_splits_that_share_a_photo(data, tmp_path) -> None:
+def test_splits_that_share_a_image(data, tmp_path) -> None:
     other = DataSet(tmp_path / "other")
     for name in ("a.png", "b.png"):  # the same names are no problem, the same bytes are
         Image.effect_noise((60, 40), 50).convert("RGB").save(other.images / name)
@@ -187,9 +187,9 @@ def test_fix_rewrites_areas_and_boxes_only(data) -> None:
     assert data.problems() == []
 
 
-def test_pictures(data, tmp_path) -> None:
-    assert data.problems(pictures=tmp_path / "pictures") == []
-    names = sorted(p.name for p in (tmp_path / "pictures").iterdir())
+def test_images(data, tmp_path) -> None:
+    assert data.problems(gallery=tmp_path / "images") == []
+    names = sorted(p.name for p in (tmp_path / "images").iterdir())
     assert names == [
         "class_11_sky.jpg",
         "class_3_road.jpg",
@@ -197,8 +197,8 @@ def test_pictures(data, tmp_path) -> None:
         "class_90_person.jpg",
         "contact_sheet.jpg",
     ]
-    plain = np.asarray(Image.open(tmp_path / "pictures" / "class_3_road.jpg"))
-    # The picture in which the class covers most; small ones are enlarged.
+    plain = np.asarray(Image.open(tmp_path / "images" / "class_3_road.jpg"))
+    # The image in which the class covers most; small ones are enlarged.
     assert plain.shape[0] * 60 == plain.shape[1] * 40
     assert plain[:200].std(axis=(0, 1)).max() < 10
 

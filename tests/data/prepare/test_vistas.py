@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seamless_d2.data.images import ids_to_rgb, read_id_map
 from seamless_d2.data.prepare.validate import validate
 from seamless_d2.data.prepare.vistas import prepare_vistas
 from seamless_d2.errors import UserError
+from seamless_d2.io import ids_to_rgb, read_id_map
 
 LABELS = [
     {"name": "animal--bird", "readable": "Bird", "instances": True, "evaluate": True, "color": [165, 42, 42]},
@@ -76,8 +76,8 @@ EXPECTED = {  # category id -> number of segments, pixels
 }
 
 
-def check(path: Path, photos: Path) -> dict:
-    report, categories = validate(path, photos, workers=1)
+def check(path: Path, images: Path) -> dict:
+    report, categories = validate(path, images, workers=1)
     assert report.problems == []
     assert {c: (n, report.pixels[c]) for c, n in report.segments.items()} == EXPECTED
     assert report.pixels[None] == 8 * 60 + 3 * 60
@@ -150,7 +150,7 @@ def test_mistakes_are_named(tmp_path) -> None:
         prepare_vistas(tmp_path, workers=1)
     write_release(tmp_path, "v1.2", "", "config.json")
     (tmp_path / "training" / "images" / "x.jpg").unlink()
-    with pytest.raises(UserError, match="x.jpg, the photo of x.png, does not exist"):
+    with pytest.raises(UserError, match="x.jpg, the image of x.png, does not exist"):
         prepare_vistas(tmp_path, workers=1)
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from seamless_d2.data.images import ids_to_rgb, read_id_map
-from seamless_d2.data.prepare.id_maps import measure_segments, present_ids, replace_ids
 from seamless_d2.data.prepare.writer import PanopticImage, write_panoptic_dataset
 from seamless_d2.errors import UserError
+from seamless_d2.io import ids_to_rgb, read_id_map
+from seamless_d2.structures.id_maps import measure_segments, present_ids, replace_ids
 
 CATEGORIES = [{"id": 4, "name": "car", "isthing": 1}, {"id": 9, "name": "road", "isthing": 0}]
 
 
 def convert(name: str, log: Path, bad: tuple[str, ...] = (), deadly: str | None = None) -> PanopticImage:
-    """A picture that depends on the name; leaves a line per call in ``log``."""
+    """An image that depends on the name; leaves a line per call in ``log``."""
     with open(log, "a") as file:
         file.write(f"{name}\n")
     if name == deadly:

@@ -1,0 +1,180 @@
+"""Registration of COCO-panoptic data sets with Detectron2's catalogues."""
+
+import os
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..errors import UserError
+from ..io import read_json
+from ..seamseg.dataset import register_seamseg
+from ..structures.classes import Classes
+
+
+def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path) -> tuple[list[dict], Classes]:
+    """Records in Detectron2's format, and the classes, of a COCO-panoptic json.
+
+    Each record has file_name, image_id, height, width, pan_seg_file_name, sem_seg_file_name (the same PNG) and
+    segments_info with id, isthing, category_id (things 0..T-1, stuff 0..S-1) and iscrowd.
+
+    Raises:
+        UserError: keys missing, an annotation of an unknown image or category.
+    """
+    content = read_json(panoptic_json, "panoptic json")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or key not in content:
+            raise UserError(f"{panoptic_json} has no {key!r}; a COCO-panoptic json has images, annotations, categories")
+    classes = Classes.from_categories(content["categories"], str(panoptic_json))
+    semantic = {dataset_id: label for label, dataset_id in enumerate(classes.dataset_ids)}
+    images = {image["id"]: image for image in content["images"]}
+    records = []
+    for annotation in content["annotations"]:
+        image = images.get(annotation["image_id"])
+        if image is None:
+            raise UserError(f"{panoptic_json}: annotation of image id {annotation['image_id']}, which is not in images")
+        segments = []
+        for segment in annotation["segments_info"]:
+            label = semantic.get(segment["category_id"])
+            if label is None:
+                raise UserError(
+                    f"{panoptic_json}: image {image['file_name']} has a segment of category {segment['category_id']}, "
+                    "which is not in categories"
+                )
+            isthing = label >= classes.num_stuff
+            segments.append(
+                {
+                    "id": segment["id"],
+                    "isthing": isthing,
+                    "category_id": label - classes.num_stuff if isthing else label,
+                    "iscrowd": int(segment.get("iscrowd", 0)),
+                }
+            )
+        png = str(panoptic_dir / annotation["file_name"])
+        records.append(
+            {
+                "file_name": str(image_dir / _image_name(image["file_name"])),
+                "image_id": image["id"],
+                "height": image["height"],
+                "width": image["width"],
+                "pan_seg_file_name": png,
+                "sem_seg_file_name": png,
+                "segments_info": segments,
+            }
+        )
+    if not records:
+        raise UserError(f"{panoptic_json} has no annotations; nothing can be trained or evaluated on it")
+    return records, classes
+
+
+def _image_name(name: str) -> str:
+    """The image's path; the official Cityscapes json states CITY_..._gtFine_leftImg8bit.png, which does not exist."""
+    if name.endswith("_gtFine_leftImg8bit.png") and "/" not in name:
+        return f"{name.split('_')[0]}/{name.replace('_gtFine_leftImg8bit', '_leftImg8bit')}"
+    return name
+
+
+def register_panoptic(name: str, image_dir: str | Path, panoptic_dir: str | Path, panoptic_json: str | Path) -> None:
+    """Register a COCO-panoptic data set under ``name``, ready for training and all of Detectron2's evaluators.
+
+    Args:
+        name: key for ``DATASETS.TRAIN`` / ``DATASETS.TEST``; registering the same files again does nothing.
+        image_dir: folder of the images.
+        panoptic_dir: folder of the id PNGs (id = R + 256 G + 65536 B, 0 = void).
+        panoptic_json: the json; category ids may be any integers, colours are optional.
+
+    Raises:
+        UserError: missing or malformed files, or ``name`` already taken by another data set.
+    """
+    image_dir, panoptic_dir, panoptic_json = Path(image_dir), Path(panoptic_dir), Path(panoptic_json)
+    for folder in (image_dir, panoptic_dir):
+        if not folder.is_dir():
+            raise UserError(f"folder {folder} of data set {name!r} does not exist; check the path")
+    metadata = MetadataCatalog.get(name)
+    if name in DatasetCatalog.list():
+        if getattr(metadata, "panoptic_json", None) == str(panoptic_json):
+            return
+        raise UserError(f"a data set called {name!r} is already registered; choose another name")
+    records, classes = load_panoptic_json(image_dir, panoptic_dir, panoptic_json)
+    DatasetCatalog.register(name, lambda: records)
+    if not hasattr(metadata, "thing_classes"):
+        metadata.set(**classes.to_metadata())
+    metadata.set(
+        image_root=str(image_dir),
+        panoptic_root=str(panoptic_dir),
+        panoptic_json=str(panoptic_json),
+        evaluator_type="coco_panoptic_seg",
+    )
+
+
+def datasets_root() -> Path:
+    """The folder of data sets: ``$DETECTRON2_DATASETS``, default ``datasets``, as in Detectron2."""
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def panoptic_entry(cfg: CfgNode, name: str) -> tuple[Path, Path, Path] | tuple[Path, str]:
+    """(image_dir, panoptic_dir, panoptic_json) of the data set ``name`` in ``cfg.DATASETS.PANOPTIC``.
+
+    (root, split) of one in the original's format.
+
+    Raises:
+        UserError: a malformed entry, or none of that name.
+    """
+    for entry in cfg.DATASETS.PANOPTIC:
+        if not isinstance(entry, (list, tuple)) or len(entry) not in (3, 4):
+            raise UserError(
+                f"DATASETS.PANOPTIC: {entry!r} is neither [name, image_dir, panoptic_dir, panoptic_json] nor [name, "
+                "root, split] of the original's format"
+            )
+        if entry[0] == name and len(entry) == 3:
+            return datasets_root() / entry[1], str(entry[2])
+        if entry[0] == name:
+            return tuple(datasets_root() / path for path in entry[1:])
+    raise UserError(
+        f"data set {name!r} is not registered; list it in DATASETS.PANOPTIC as [name, image_dir, panoptic_dir, "
+        "panoptic_json] or call seamless_d2.register_panoptic"
+    )
+
+
+def adopt_builtin(name: str) -> None:
+    """Register one of Detectron2's builtin panoptic data sets anew, with this package's convention of class ids.
+
+    Detectron2 numbers the classes of ``cityscapes_fine_panoptic_*`` and ``coco_2017_*_panoptic`` in other ways, which
+    our mapper would misread; files and name stay. Other data sets are left alone.
+
+    Raises:
+        UserError: the data set's files are missing.
+    """
+    metadata = MetadataCatalog.get(name)
+    keys = ("panoptic_json", "panoptic_root", "image_root", "thing_dataset_id_to_contiguous_id", "stuff_classes")
+    if not all(hasattr(metadata, key) for key in keys):
+        return
+    things, stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
+    ours = sorted(things.values()) == list(range(len(things))) and set(things) <= set(stuff)
+    ours = ours and all(stuff[i] == label + len(stuff) - len(things) for i, label in things.items())
+    if ours:
+        return
+    image_root, panoptic_root, panoptic_json = metadata.image_root, metadata.panoptic_root, metadata.panoptic_json
+    instances = metadata.get("json_file", None)
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    register_panoptic(name, image_root, panoptic_root, panoptic_json)
+    if instances and Path(instances).is_file():
+        MetadataCatalog.get(name).json_file = instances
+
+
+def register_from_config(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> None:
+    """Register those entries of ``cfg.DATASETS.PANOPTIC`` that ``names`` lists; Detectron2's builtin names work too.
+
+    Raises:
+        UserError: a malformed entry, or a name that is neither listed nor registered.
+    """
+    listed = [entry[0] for entry in cfg.DATASETS.PANOPTIC if entry]
+    for name in names:
+        # A name that the program registered itself need not be listed.
+        if name in listed or name not in DatasetCatalog.list():
+            place = panoptic_entry(cfg, name)
+            register = register_seamseg if len(place) == 2 else register_panoptic
+            register(name, *place)
+        else:
+            adopt_builtin(name)

@@ -1,0 +1,56 @@
+"""The body of ``tools/train_net.py``: train, evaluate, or dry-run."""
+
+import argparse
+import os
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+
+from ..checkpoint import load_weights
+from ..evaluation.tables import without_nan
+from ..io import write_json
+from ..modeling.ops.fold import prepare_for_inference
+from .dry_run import dry_run
+from .setup import load_and_check, setup
+from .trainer import SeamlessTrainer
+
+
+def evaluate(cfg: CfgNode, trainer: type[SeamlessTrainer] = SeamlessTrainer) -> dict[str, Any]:
+    """Evaluate MODEL.WEIGHTS on DATASETS.TEST and write the results to OUTPUT_DIR/evaluation.json.
+
+    Args:
+        cfg: The configuration.
+        trainer: The class whose ``build_test_loader`` and ``build_evaluator`` are used.
+
+    Returns:
+        The results as Detectron2's ``DefaultTrainer.test`` returns them.
+    """
+    model = build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS)
+    prepare_for_inference(model)
+    results = trainer.test(cfg, model)
+    if comm.is_main_process():
+        write_json(os.path.join(cfg.OUTPUT_DIR, "evaluation.json"), without_nan(results), indent=2)
+    return results
+
+
+def run(args: argparse.Namespace, trainer: type[SeamlessTrainer] = SeamlessTrainer) -> dict[str, Any]:
+    """Train, or evaluate with ``args.eval_only``, or only check everything with ``args.dry_run``.
+
+    Args:
+        args: The arguments of ``detectron2.engine.default_argument_parser``, optionally with ``dry_run``.
+        trainer: The trainer's class; a subclass may bring its own model, data, optimizer, hooks or evaluation.
+
+    Returns:
+        The metrics of the last evaluation, or the report of the dry run.
+    """
+    if getattr(args, "dry_run", False):
+        return dry_run(load_and_check(args))
+    cfg = setup(args)
+    if args.eval_only:
+        return evaluate(cfg, trainer)
+    training = trainer(cfg)
+    training.resume_or_load(resume=args.resume)
+    return training.train()

@@ -1,0 +1,64 @@
+"""AP and mIoU by Detectron2's evaluators: of the heads' outputs, or of the fused map as the original does."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import BitMasks, Boxes, Instances
+from torch import Tensor
+
+from ..structures.id_maps import SegmentInfo
+
+
+def fused_instances(panoptic_seg: Tensor, segments_info: list[SegmentInfo]) -> Instances:
+    """The things of a fused map as detections: what is visible of each, its tight box, its detection's score.
+
+    Args:
+        panoptic_seg: (H, W) integer map.
+        segments_info: its segments.
+    """
+    things = [s for s in segments_info if s["isthing"]]
+    ids = torch.tensor([s["id"] for s in things], dtype=panoptic_seg.dtype, device=panoptic_seg.device)
+    instances = Instances(tuple(panoptic_seg.shape))
+    instances.pred_masks = panoptic_seg[None] == ids[:, None, None]
+    instances.pred_boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
+    instances.scores = torch.tensor([s["score"] for s in things], dtype=torch.float32)
+    instances.pred_classes = torch.tensor([s["category_id"] for s in things], dtype=torch.int64)
+    return instances.to("cpu")
+
+
+def resize_instances(instances: Instances, size: tuple[int, int]) -> Instances:
+    """Bring detections to another size: boxes in proportion, masks by nearest sampling."""
+    if instances.image_size == tuple(size):
+        return instances
+    height, width = instances.image_size
+    resized = Instances(tuple(size), **instances.get_fields())
+    resized.pred_boxes = Boxes(instances.pred_boxes.tensor.clone())
+    resized.pred_boxes.scale(size[1] / width, size[0] / height)
+    if len(instances):
+        masks = instances.pred_masks[None].to(torch.uint8)
+        resized.pred_masks = F.interpolate(masks, size=tuple(size), mode="nearest-exact")[0].bool()
+    else:
+        resized.pred_masks = torch.zeros((0, *size), dtype=torch.bool)
+    return resized
+
+
+class InstanceEvaluator(COCOEvaluator):
+    """Box and mask AP, at the image's size whatever the size of the model's results."""
+
+    def __init__(self, dataset_name: str, *, fused: bool, output_dir: str | None = None) -> None:
+        """
+        Args:
+            dataset_name: a registered data set whose metadata name an instance json.
+            fused: take the instances of "panoptic_seg" instead of "instances".
+            output_dir: where Detectron2 writes all detections; None = nowhere.
+        """
+        super().__init__(dataset_name, ("bbox", "segm"), output_dir=output_dir, use_fast_impl=False)
+        self.fused = fused
+        self.sizes = {r["image_id"]: (r["height"], r["width"]) for r in DatasetCatalog.get(dataset_name)}
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Take the results of some images."""
+        for entry, output in zip(inputs, outputs, strict=True):
+            found = fused_instances(*output["panoptic_seg"]) if self.fused else output["instances"].to("cpu")
+            super().process([entry], [{"instances": resize_instances(found, self.sizes[entry["image_id"]])}])

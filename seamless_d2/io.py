@@ -1,0 +1,297 @@
+"""Reading images and id maps, with clear errors."""
+
+import io
+import json
+import os
+import re
+import secrets
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import UserError
+
+_EXIF_ORIENTATION = 0x0112
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read an image as (H, W, 3) uint8 RGB; 16-bit, grey, palette and transparent images are converted.
+
+    Args:
+        path: the file.
+        size: (height, width) that the labels have. EXIF rotation is applied unless only the unrotated image has
+            this size: label PNGs do not turn with their image.
+
+    Raises:
+        UserError: missing, corrupt or empty file, or another size.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            turned = image
+            if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:  # exif_transpose copies in any case
+                turned = ImageOps.exif_transpose(image)
+                if size is not None and turned.size != size[::-1] and image.size == size[::-1]:
+                    turned = image
+            array = _to_rgb(turned)
+    except FileNotFoundError:
+        raise UserError(f"image {path} does not exist; check the path") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {path} cannot be read ({error}); replace or remove it") from None
+    if size is not None and array.shape[:2] != tuple(size):
+        raise UserError(
+            f"image {path} is {array.shape[1]} x {array.shape[0]} pixels but its annotation says "
+            f"{size[1]} x {size[0]}; mend the json or the file"
+        )
+    return array
+
+
+def read_image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of an image as ``read_image`` gives it, without decoding it.
+
+    Raises:
+        UserError: missing or corrupt file.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+    except FileNotFoundError:
+        raise UserError(f"image {path} does not exist; check the path") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {path} cannot be read ({error}); replace or remove it") from None
+    return (width, height) if turned else (height, width)
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        array = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        high = 65535 if array.max(initial=0) > 255 else 255
+        if image.mode == "F" and array.max(initial=0) <= 1:
+            high = 1  # floats are fractions of white, unless they cannot be
+        grey = np.clip(array * (255 / high) + 0.5, 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if "A" in image.mode or "transparency" in image.info:
+        # Transparent pixels show white, as in a viewer.
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def read_id_image(path: str | Path) -> np.ndarray:
+    """Read a map of segment ids as (H, W, 3) uint8; see ``rgb_to_ids``.
+
+    An image with one channel of 8, 16 or 32 bits holds the ids themselves, as in the original's format.
+
+    Raises:
+        UserError: missing or corrupt file, or neither RGB nor grey.
+    """
+    try:
+        rgb = decode_rgb_png(Path(path).read_bytes())
+        if rgb is not None:
+            return rgb
+        with Image.open(path) as image:
+            mode = image.mode
+            grey = mode in ("L", "I") or mode.startswith("I;16")
+            array = np.asarray(image if grey or mode == "RGB" else image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"panoptic map {path} does not exist; check the path") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise UserError(f"panoptic map {path} cannot be read ({error}); make it again") from None
+    if grey:
+        return ids_to_rgb(array.astype(np.int64))
+    if mode not in ("RGB", "RGBA"):
+        raise UserError(f"panoptic map {path} is neither an RGB nor a grey PNG but {mode}; ids are stored in R, G, B")
+    return array
+
+
+def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
+    """(H, W) ids below 2^24 -> (H, W, 3) uint8, id = R + 256 G + 65536 B."""
+    # The bytes are there already; an image of 12 megapixels leaves no room for temporaries.
+    channels = np.ascontiguousarray(ids, "<u4").view(np.uint8).reshape(*ids.shape, 4)
+    return np.ascontiguousarray(channels[..., :3])
+
+
+def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) int32, id = R + 256 G + 65536 B."""
+    ids = rgb[..., 2].astype(np.int32)
+    for channel in (1, 0):
+        ids <<= 8
+        ids |= rgb[..., channel]
+    return ids
+
+
+def read_id_map(path: str | Path) -> np.ndarray:
+    """Read a panoptic PNG as (H, W) int32 ids; errors as ``read_id_image``."""
+    return rgb_to_ids(read_id_image(path))
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp(\.\w+)?")
+
+
+def make_temporary(path: Path, suffix: str = "") -> Path:
+    """An empty new file beside ``path`` (whose folder is created where needed), with an ordinary file's permissions.
+
+    Args:
+        path: what it is going to become.
+        suffix: at the end of its name, for writers that go by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp{suffix}")
+    # Not tempfile: its files are private, and the umask cannot be asked for without a race between threads.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return temporary
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+    """Open ``path`` for writing; it appears, or replaces an older one, only if the block ends without an exception.
+
+    Raises:
+        OSError: with the file's name, a full disk too.
+    """
+    path = Path(path)
+    temporary = make_temporary(path)
+    try:
+        with open(temporary, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write that fails does not say where
+        raise
+
+
+def remove_temporaries(folder: str | Path) -> None:
+    """Remove what writers that were killed have left below ``folder``; nothing may be writing there."""
+    for path in Path(folder).rglob(".*.tmp*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Write ``content`` as json, atomically."""
+    with atomic_write(path, "w") as file:
+        json.dump(content, file, indent=indent)
+
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER_SIZE = 29
+# Bit depth 8, colour type 2 (RGB), the only compression and filter methods, not interlaced.
+_PLAIN_RGB = bytes((8, 2, 0, 0, 0))
+
+
+def _is_plain_rgb(header: bytes) -> bool:
+    return header[:8] == _SIGNATURE and header[12:16] == b"IHDR" and header[24:29] == _PLAIN_RGB
+
+
+def is_rgb_png(path: str | Path) -> bool:
+    """Whether a file starts as an 8-bit RGB PNG; False for a missing one."""
+    try:
+        with open(path, "rb") as file:
+            return _is_plain_rgb(file.read(_HEADER_SIZE))
+    except OSError:
+        return False
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether all chunks are there and undamaged; OpenCV would print what is wrong."""
+    view, place = memoryview(data), len(_SIGNATURE)
+    while place + 12 <= len(data):
+        end = place + 8 + int.from_bytes(view[place : place + 4])
+        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            return False
+        if view[place + 4 : place + 8] == b"IEND":
+            return True
+        place = end + 4
+    return False
+
+
+def decode_rgb_png(data: bytes) -> np.ndarray | None:
+    """Decode an 8-bit RGB PNG.
+
+    Args:
+        data: the file's content.
+
+    Returns:
+        (H, W, 3) uint8 RGB, contiguous; None for every other kind of image and for damaged files.
+    """
+    if not _is_plain_rgb(data) or not _is_whole(data):
+        return None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # too large for OpenCV
+        return None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Read a json file; a missing or malformed one is a ``UserError`` that calls it ``what``."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist; check the path") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{what} {path} cannot be read as json: {error}") from None
+
+
+def read_instance_png(path: Path) -> np.ndarray:
+    """(H, W) integers of a PNG with one channel of 8 or 16 bits.
+
+    Raises:
+        UserError: missing, corrupt, or with colours instead of numbers.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, array = image.mode, np.asarray(image)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; the release is incomplete, get it again") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get it again") from None
+    if mode not in ("L", "I") and not mode.startswith("I;16"):
+        raise UserError(f"{path} holds colours ({mode}) instead of one number per pixel; get it again")
+    return array
+
+
+_MAX_JPEG_SIDE = 65500
+
+
+def save_image(image: np.ndarray, path: Path) -> None:
+    """Write an (H, W, 3) uint8 RGB image in the format of the file's suffix, atomically."""
+    format = {".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper())
+    if format == "JPEG" and max(image.shape[:2]) > _MAX_JPEG_SIDE:
+        raise UserError(
+            f"{path} would be larger than a JPEG can be, {_MAX_JPEG_SIDE} pixels; choose --format coco or ids"
+        )
+    buffer = io.BytesIO()  # Pillow, writing to a file, does not see that a full disk takes only a part
+    Image.fromarray(image).save(buffer, format=format, quality=92)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def save_png(array: np.ndarray, path: Path) -> None:
+    """Write an (H, W) uint8 or uint16 map or (H, W, 3) uint8 RGB image as PNG, atomically and quickly."""
+    # Maps are nearly constant: the lowest level of compression already takes most of it, several times faster.
+    array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
+    done, data = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise ValueError(f"OpenCV cannot encode an array of {array.shape} {array.dtype}")
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,127 @@
+"""What the user names as input: images, folders, text lists, videos and webcams."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ...errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input.
+
+    Attributes:
+        path: the file; for a webcam its number.
+        name: what its outputs are called: path relative to the given folder, without suffix, unique in a run.
+        kind: "image", "video" or "camera".
+    """
+
+    path: Path | int
+    name: str
+    kind: str
+
+
+def find_sources(inputs: Iterable[str | Path], output: Path | None = None) -> list[Source]:
+    """All inputs, in order.
+
+    Args:
+        inputs: images, videos, folders (searched recursively), text files (.txt: one path a line, relative to the
+            working folder or to the list; empty lines and those that begin with # are skipped) and webcam numbers.
+        output: folder that is not searched, so that results do not become inputs.
+
+    Raises:
+        UserError: a path that does not exist, a list in which nothing is named, a folder without images, an input
+            folder that is the output.
+    """
+    inputs = list(inputs)
+    found: list[tuple[Path | int, PurePosixPath, str]] = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            found += [(p, PurePosixPath(p.relative_to(path).as_posix()), _kind(p)) for p in _walk(path, output)]
+        elif str(given).isdecimal() and not path.exists():
+            found.append((int(str(given)), PurePosixPath(f"camera{given}"), "camera"))
+        elif not path.exists():
+            raise UserError(f"input {path} does not exist; check the path")
+        elif path.suffix.lower() == ".txt":
+            found += _read_list(path)
+        else:
+            # Given by name: let the decoder judge, whatever the suffix.
+            found.append((path, PurePosixPath(path.name), _kind(path) or "image"))
+    if not found:
+        suffixes = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        raise UserError(f"no images or videos ({suffixes}) in {', '.join(map(str, inputs))}")
+    return _name(found)
+
+
+def _walk(folder: Path, output: Path | None) -> list[Path]:
+    """Images and videos below a folder, linked folders too, sorted; hidden files and ``output`` are left out."""
+    if output is not None and output.resolve() == folder.resolve():
+        raise UserError(f"{folder} is input and output; choose another folder for the results")
+    skipped = None if output is None else output.resolve()
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"folder {error.filename} cannot be read ({error.strerror}); check its permissions")
+
+    files = []
+    for top, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        here = Path(top).resolve()
+        # A link to a folder above would be searched for ever.
+        above = {here, *here.parents}
+        targets = {name: (Path(top) / name).resolve() for name in folders}
+        folders[:] = [name for name in folders if targets[name] not in above and targets[name] != skipped]
+        files += [Path(top) / name for name in names if not name.startswith(".") and _kind(Path(name))]
+    return sorted(p for p in files if p.is_file())
+
+
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else ""
+
+
+def _read_list(path: Path) -> list[tuple[Path, PurePosixPath, str]]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"list {path} is not UTF-8 text; give a text file with one path a line") from None
+    paths = [Path(line) for line in lines if line and not line.startswith("#")]
+    if not paths:
+        raise UserError(f"list {path} names no file; write one path a line")
+    # Files that do not exist are kept: they are reported among the failures, as broken ones are.
+    files = [p if p.exists() or not (path.parent / p).exists() else path.parent / p for p in paths]
+    absolute = [p.parent for p in paths if p.is_absolute()]
+    shared = Path(os.path.commonpath(absolute)) if absolute else Path()
+    return [(f, _relative(p, shared), _kind(f) or "image") for f, p in zip(files, paths, strict=True)]
+
+
+def _relative(path: Path, shared: Path) -> PurePosixPath:
+    """The folders of a relative path without ``..``; of an absolute path those below ``shared``."""
+    path = path.relative_to(shared) if path.is_absolute() else path
+    parts = [p for p in path.parts if p not in ("..", "/")]
+    return PurePosixPath(*parts or ["unnamed"])
+
+
+def _name(found: list[tuple[Path | int, PurePosixPath, str]]) -> list[Source]:
+    """Give every input its own name: ``a``, then ``a_png`` for an a.png beside a.jpg, then ``a_png_2`` ...
+
+    A video's name is no folder of other inputs (``clip_mp4`` for a clip.mp4 beside clip/): its frames go into one.
+    """
+    folders = {parent.as_posix() for _, relative, _ in found for parent in relative.parents}
+    sources, taken = [], set()
+    for path, relative, kind in found:
+        plain = relative.with_suffix("") if kind != "camera" else relative
+        name = plain.as_posix()
+        forbidden = taken if kind == "image" else taken | folders
+        if name in forbidden:
+            name = relative.with_name(relative.name.replace(".", "_")).as_posix()
+        base, number = name, 2
+        while name in forbidden:
+            name, number = f"{base}_{number}", number + 1
+        taken.add(name)
+        sources.append(Source(path, name, kind))
+    return sources

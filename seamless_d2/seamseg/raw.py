@@ -1,0 +1,123 @@
+"""The original program's raw prediction: the outputs of both heads before the fusion, one .pth.tar per image.
+
+A dict of ``sem_pred`` (H, W) int64 labels, ``bbx_pred`` (N, 4) float y0, x0, y1, x1, ``cls_pred`` (N,) int64 thing
+classes 0..T-1, ``obj_pred`` (N,) float scores, ``msk_pred`` (N, 28, 28) float logits, all at the network's resolution;
+the last four are None where nothing was found. Neither the classes nor the image's own size are in it.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..modeling.fusion import fuse_panoptic
+from ..structures.id_maps import SegmentInfo
+
+SUFFIX = ".pth.tar"
+Raw = dict[str, Tensor | None]
+_DIMENSIONS = {"bbx_pred": 2, "cls_pred": 1, "obj_pred": 1, "msk_pred": 3}
+
+
+def make_raw(sem_seg: Tensor, boxes: Tensor, classes: Tensor, scores: Tensor, mask_logits: Tensor) -> Raw:
+    """Put the heads' outputs into the original's layout.
+
+    Args:
+        sem_seg: (H, W) int64 labels.
+        boxes: (N, 4) x0, y0, x1, y1.
+        classes: (N,) int64 thing classes.
+        scores: (N,).
+        mask_logits: (N, h, w).
+    """
+    found = len(boxes) > 0
+    return {
+        "sem_pred": sem_seg.cpu(),
+        "bbx_pred": boxes[:, [1, 0, 3, 2]].float().cpu() if found else None,
+        "cls_pred": classes.cpu() if found else None,
+        "obj_pred": scores.float().cpu() if found else None,
+        "msk_pred": mask_logits.float().cpu() if found else None,
+    }
+
+
+def load_raw(path: str | Path) -> Raw:
+    """Read a raw prediction of this program or of the original.
+
+    Raises:
+        UserError: missing, damaged, or something else.
+    """
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path") from None
+    except Exception as error:  # zip, pickle and tar each have their own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason:  # a lecture on the options of torch.load
+            reason = "it is damaged, or holds more than tensors"
+        raise UserError(f"{path} cannot be read as a raw prediction ({reason}); make it again") from None
+    _check(raw, path)
+    return raw
+
+
+def _check(raw: object, path: str | Path) -> None:
+    def fail(reason: str) -> None:
+        raise UserError(f"{path} is no raw prediction ({reason}); it needs the keys sem_pred, {', '.join(_DIMENSIONS)}")
+
+    if not isinstance(raw, dict) or not isinstance(raw.get("sem_pred"), Tensor) or raw["sem_pred"].dim() != 2:
+        fail("sem_pred, a map of labels, is missing")
+    if raw["sem_pred"].is_floating_point() or not raw["sem_pred"].numel():
+        fail(f"sem_pred is {tuple(raw['sem_pred'].shape)} {raw['sem_pred'].dtype}, not a map of whole numbers")
+    if any(key not in raw for key in _DIMENSIONS):
+        fail(f"{next(key for key in _DIMENSIONS if key not in raw)} is missing")
+    detections = {key: raw[key] for key in _DIMENSIONS}
+    if all(value is None for value in detections.values()):
+        return
+    for key, value in detections.items():
+        if not isinstance(value, Tensor) or value.dim() != _DIMENSIONS[key] or len(value) != len(raw["obj_pred"]):
+            fail(f"{key} does not fit the others")
+    if raw["bbx_pred"].shape[1] != 4:
+        fail(f"bbx_pred has {raw['bbx_pred'].shape[1]} columns instead of 4")
+
+
+def fuse_raw(
+    raw: Raw,
+    source: str | Path,
+    *,
+    num_stuff: int,
+    num_classes: int,
+    score_thresh: float,
+    overlap_thresh: float,
+    stuff_area_thresh: int,
+) -> tuple[Tensor, list[SegmentInfo]]:
+    """``fuse_panoptic`` of a raw prediction.
+
+    Args:
+        raw: as ``load_raw`` returns it.
+        source: its file, for messages.
+        num_stuff, num_classes: of the classes that it was made with.
+
+    Raises:
+        UserError: a label or class beyond the given classes.
+    """
+    sem_seg = raw["sem_pred"].long()
+    things = num_classes - num_stuff
+    detected = raw["cls_pred"]
+    in_range = 0 <= int(sem_seg.min()) and int(sem_seg.max()) < num_classes
+    if detected is not None:
+        in_range &= 0 <= int(detected.min()) and int(detected.max()) < things
+    if not in_range:
+        raise UserError(
+            f"{source} has labels beyond the {num_classes} classes given, {things} of them things; give the metadata "
+            "or config of the model that made it"
+        )
+    found = raw["bbx_pred"] is not None
+    return fuse_panoptic(
+        sem_seg,
+        raw["bbx_pred"][:, [1, 0, 3, 2]] if found else torch.zeros(0, 4),
+        raw["cls_pred"].long() if found else torch.zeros(0, dtype=torch.int64),
+        raw["obj_pred"] if found else torch.zeros(0),
+        raw["msk_pred"] if found else torch.zeros(0, 28, 28),
+        num_stuff=num_stuff,
+        score_thresh=score_thresh,
+        overlap_thresh=overlap_thresh,
+        stuff_area_thresh=stuff_area_thresh,
+    )

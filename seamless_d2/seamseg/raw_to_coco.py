@@ -1,0 +1,127 @@
+"""Raw predictions (``raw.py``) to the COCO files of ``formats.py``: what ``tools/raw_to_coco_panoptic.py`` does."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from ..config import load_config
+from ..errors import UserError
+from ..io import read_image_size, remove_temporaries
+from ..modeling.fusion import resize_panoptic
+from ..prediction.batch.resume import begin, is_fresh
+from ..prediction.batch.run import Summary
+from ..prediction.batch.sources import IMAGE_SUFFIXES
+from ..prediction.formats import assemble_coco, format_files, number_images, read_image_ids, write_formats
+from ..prediction.result import PanopticResult
+from ..structures.classes import Classes
+from .dataset import metadata_classes, read_metadata
+from .raw import SUFFIX, fuse_raw, load_raw
+
+
+def read_classes(metadata: str | Path | None, config: str | Path | None) -> tuple[Classes, CfgNode | None]:
+    """Classes from one of the original's metadata.bin and one of our configs; the latter has thresholds too.
+
+    Raises:
+        UserError: none or both given, or one that holds no classes.
+    """
+    if (metadata is None) == (config is None):
+        raise UserError("give one of --metadata (the original's metadata.bin) and --config (a yaml)")
+    if metadata is not None:
+        path = Path(metadata)
+        if not path.is_file():
+            raise UserError(f"metadata {path} does not exist; give the file that lies beside the model")
+        return metadata_classes(read_metadata(path.read_bytes(), str(path))["meta"]), None
+    cfg = load_config(config)
+    classes = Classes.from_config(cfg)
+    if classes is None:
+        raise UserError(f"config {config} has no class names (MODEL.SEAMLESS.CLASS_NAMES); give a model's own yaml")
+    return classes, cfg
+
+
+def convert_raw(
+    raw_dir: str | Path,
+    output: str | Path,
+    classes: Classes,
+    *,
+    images: str | Path | None = None,
+    score_thresh: float = 0.5,
+    overlap_thresh: float = 0.5,
+    stuff_area_thresh: int = 4096,
+    image_ids: str | Path | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Fuse every ``*.pth.tar`` below a folder and write COCO's panoptic and instance json.
+
+    Args:
+        raw_dir: searched recursively.
+        output: folder, created where needed.
+        classes: those of the model that made the files.
+        images: folder of the images, of the same structure: maps get their sizes; default the network's.
+        score_thresh, overlap_thresh, stuff_area_thresh: see ``fuse_panoptic``.
+        image_ids: see ``predict_files``.
+        overwrite: whether to do finished files again.
+
+    Raises:
+        UserError: a folder that does not exist or holds no raw predictions.
+    """
+    raw_dir, output = Path(raw_dir), Path(output)
+    if not raw_dir.is_dir():
+        raise UserError(f"raw folder {raw_dir} does not exist; check the path")
+    if images is not None and not Path(images).is_dir():
+        raise UserError(f"folder {images} of --images does not exist; check the path")
+    files = sorted(p for p in raw_dir.rglob(f"*{SUFFIX}") if not p.name.startswith("."))
+    if not files:
+        raise UserError(f"no raw predictions (*{SUFFIX}) in {raw_dir}; make them with tools/predict.py --format raw")
+    if not (0 <= score_thresh <= 1 and 0 <= overlap_thresh <= 1):
+        raise UserError("the score and overlap thresholds (--score-thresh, --overlap-thresh) must be between 0 and 1")
+    names = [p.relative_to(raw_dir).as_posix().removesuffix(SUFFIX) for p in files]
+    ids = None if image_ids is None else read_image_ids(image_ids)
+    if ids is not None:
+        number_images(names, ids)
+    settings = {
+        "thresholds": [score_thresh, overlap_thresh, stuff_area_thresh],
+        "classes": [[c["id"], c["name"], c["isthing"]] for c in classes.to_categories()],
+        "images": None if images is None else os.path.abspath(images),
+    }
+    since = begin(output, settings, dict(zip(names, files, strict=True)), overwrite)
+    remove_temporaries(output)
+    summary, finished = Summary(), []
+    for name, file in zip(tqdm(names, desc="fuse", unit="image"), files, strict=True):
+        targets = format_files(output, name, ("coco",))["coco"]
+        if not overwrite and is_fresh(targets, since, file):
+            finished.append(name)
+            summary.skipped += 1
+            summary.written += targets
+            continue
+        try:
+            panoptic_seg, segments = fuse_raw(
+                load_raw(file),
+                file,
+                num_stuff=classes.num_stuff,
+                num_classes=len(classes.names),
+                score_thresh=score_thresh,
+                overlap_thresh=overlap_thresh,
+                stuff_area_thresh=stuff_area_thresh,
+            )
+            if images is not None:
+                panoptic_seg, segments = resize_panoptic(panoptic_seg, segments, *_size(Path(images), name))
+            blank = np.empty((*panoptic_seg.shape, 0), np.uint8)  # the COCO files need no image
+            result = PanopticResult.from_fusion(blank, panoptic_seg.numpy(), segments, classes)
+            summary.written += write_formats(result, output, name, ("coco",))
+            finished.append(name)
+        except UserError as error:
+            summary.fail(error)
+    assemble_coco(output, finished, ids)
+    return summary
+
+
+def _size(images: Path, name: str) -> tuple[int, int]:
+    """(height, width) of the image that a raw prediction was made of."""
+    for suffix in IMAGE_SUFFIXES:
+        for path in (images / f"{name}{suffix}", images / f"{name}{suffix.upper()}"):
+            if path.is_file():
+                return read_image_size(path)
+    raise UserError(f"there is no image {images / name} ({', '.join(IMAGE_SUFFIXES)}); give the folder they came from")

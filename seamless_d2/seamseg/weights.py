@@ -1,0 +1,324 @@
+"""Models of the original seamseg: snapshot -> checkpoint + yaml, and back."""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from torch import Tensor
+
+from ..checkpoint.checkpointer import load_file, write_checkpoint
+from ..config import add_seamless_config, config_file, load_config
+from ..errors import UserError
+from ..io import atomic_write
+from ..structures.classes import Classes
+from .dataset import metadata_classes, read_metadata
+from .ini import Ini, convert_ini
+from .names import NormMode, original_names, to_original, to_ours
+
+MODULES = ("body", "rpn_head", "roi_head", "sem_head")
+
+
+@dataclass
+class Snapshot:
+    """An original model: ``state`` with module prefixes, the ini text, and the content of metadata.bin if known."""
+
+    state: dict[str, Tensor]
+    config: str
+    meta: dict[str, Any] | None
+    source: str
+
+    @property
+    def num_classes(self) -> int:
+        """All semantic classes C."""
+        return self.state["sem_head.conv_sem.weight"].shape[0]
+
+    @property
+    def num_things(self) -> int:
+        return self.state["roi_head.roi_cls.weight"].shape[0] - 1
+
+
+def _read_tensors(source: str, data: bytes | None) -> dict[str, Any]:
+    if data is None:
+        return load_file(source)
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"{source} cannot be read as tensors ({reason}); it is damaged, get it again") from None
+
+
+def _read_archive(path: Path) -> tuple[bytes, str | None, bytes | None]:
+    """Weights, ini text and metadata of a released zip."""
+    with zipfile.ZipFile(path) as archive:
+        names = {Path(n).name: n for n in archive.namelist() if not n.endswith("/")}
+        weights = [n for n in names if n.endswith((".tar", ".pth", ".pt"))]
+        if len(weights) != 1:
+            raise UserError(f"{path} holds {len(weights)} weight files (.tar, .pth); a released model holds one")
+        ini = [n for n in names if n.endswith(".ini")]
+        text = archive.read(names[ini[0]]).decode() if ini else None
+        meta = archive.read(names["metadata.bin"]) if "metadata.bin" in names else None
+        return archive.read(names[weights[0]]), text, meta
+
+
+def _is_release(path: Path) -> bool:
+    # torch's own zip container holds data.pkl; a release holds files of a person's choosing.
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return not any(Path(n).name == "data.pkl" for n in archive.namelist())
+
+
+def read_snapshot(path: str | Path, config: str | Path | None = None, metadata: str | Path | None = None) -> Snapshot:
+    """Read an original model: a snapshot in either of torch's containers, or a released zip.
+
+    Args:
+        path: the snapshot or zip.
+        config: an ini file that replaces the text inside.
+        metadata: a metadata.bin, for names and colours.
+
+    Raises:
+        UserError: unreadable, or not a complete panoptic model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"snapshot {path} does not exist; check the path")
+    data = text = meta_bytes = None
+    if _is_release(path):
+        data, text, meta_bytes = _read_archive(path)
+    content = _read_tensors(str(path), data)
+    state_dict = content.get("state_dict")
+    if not isinstance(state_dict, dict):
+        raise UserError(f"{path} has no state_dict; it is not a seamseg snapshot")
+    missing = [m for m in MODULES if not state_dict.get(m)]
+    if missing:
+        raise UserError(
+            f"{path} has no {', '.join(missing)}; only complete panoptic models of seamseg can be converted"
+        )
+    state = {f"{m}.{k}": v for m in MODULES for k, v in state_dict[m].items()}
+    for name in ("sem_head.conv_sem.weight", "roi_head.roi_cls.weight"):
+        if name not in state:
+            raise UserError(f"{path} has no tensor {name}; only complete panoptic models of seamseg can be converted")
+    if config is not None:
+        if not Path(config).is_file():
+            raise UserError(f"config {config} does not exist; check the path")
+        text = Path(config).read_text(encoding="utf-8")
+    text = text or content.get("config")
+    if not text:
+        raise UserError(f"{path} has no settings inside; give its ini file with --config")
+    if metadata is not None:
+        if not Path(metadata).is_file():
+            raise UserError(f"metadata {metadata} does not exist; check the path")
+        meta_bytes = Path(metadata).read_bytes()
+    meta = read_metadata(meta_bytes, str(metadata or path))["meta"] if meta_bytes else None
+    return Snapshot(state, text, meta, str(path))
+
+
+def settings_to_config(settings: dict[str, Any], classes: Classes | None = None) -> CfgNode:
+    """A complete configuration from converted settings."""
+    cfg = load_config(config_file("Base-Seamless.yaml"))
+    for key, value in settings.items():
+        node = cfg
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = value
+    if classes is not None:
+        classes.to_config(cfg)
+    return cfg
+
+
+def dump_difference(cfg: CfgNode) -> str:
+    """Yaml of all keys in which ``cfg`` differs from ``get_cfg`` + ``add_seamless_config``."""
+    default = get_cfg()
+    add_seamless_config(default)
+
+    def difference(node: CfgNode, base: CfgNode) -> CfgNode:
+        result = CfgNode()
+        for key, value in node.items():
+            if isinstance(value, CfgNode):
+                inner = difference(value, base[key])
+                if len(inner):
+                    result[key] = inner
+            elif key not in base or value != base[key]:
+                result[key] = value
+        return result
+
+    return difference(cfg, default).dump()
+
+
+def _check_complete(state: dict[str, Tensor], cfg: CfgNode, source: str) -> None:
+    """Raise ``UserError`` unless ``state`` has exactly the tensors and shapes of the model of ``cfg``."""
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    try:
+        with torch.device("meta"):
+            expected = build_model_state(cfg)
+    except UserError as error:
+        raise UserError(f"{source}: its settings do not describe a model: {error}") from None
+    missing = sorted(set(expected) - set(state))
+    extra = sorted(set(state) - set(expected))
+    shapes = sorted(k for k in set(state) & set(expected) if state[k].shape != expected[k])
+    if missing or extra or shapes:
+        parts = [
+            f"{title} {len(names)} ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})"
+            for title, names in (("missing", missing), ("left over", extra), ("of another shape", shapes))
+            if names
+        ]
+        raise UserError(f"{source}: its tensors do not fit its settings: {'; '.join(parts)}; check --config")
+
+
+def build_model_state(cfg: CfgNode) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors of the model of ``cfg``, bookkeeping counters left out."""
+    from ..modeling.panoptic import SeamlessPanoptic
+
+    model = SeamlessPanoptic(cfg)
+    return {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+
+
+def convert_snapshot(snapshot: Snapshot) -> tuple[dict[str, Tensor], CfgNode, list[str]]:
+    """Our state dict, the configuration, and notes on settings without counterpart.
+
+    Raises:
+        UserError: tensors that are missing, left over or contradict the settings or metadata.
+    """
+    ini = Ini(snapshot.config, f"config of {snapshot.source}")
+    converted = convert_ini(snapshot.config, f"config of {snapshot.source}")
+    settings = converted.settings
+    settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = snapshot.num_classes
+    settings["MODEL.ROI_HEADS.NUM_CLASSES"] = snapshot.num_things
+    classes = None
+    if snapshot.meta is not None:
+        classes = metadata_classes(snapshot.meta)
+        if (len(classes.names), classes.num_things) != (snapshot.num_classes, snapshot.num_things):
+            raise UserError(
+                f"{snapshot.source} has {snapshot.num_classes} classes, {snapshot.num_things} of them things, but its "
+                f"metadata has {len(classes.names)} and {classes.num_things}; give the model's own metadata.bin"
+            )
+    mode = NormMode.parse(ini.text("body", "normalization_mode"))
+    state, unknown = to_ours(snapshot.state, mode)
+    if unknown:
+        raise UserError(
+            f"{snapshot.source} has tensors that no part of the model takes: {', '.join(unknown[:6])}"
+            f"{', ...' if len(unknown) > 6 else ''}"
+        )
+    cfg = settings_to_config(settings, classes)
+    _check_complete(state, cfg, snapshot.source)
+    return state, cfg, converted.notes
+
+
+def convert(
+    path: str | Path, output: str | Path, config: str | Path | None = None, metadata: str | Path | None = None
+) -> list[str]:
+    """Convert an original model to ``output`` (.pth) and the yaml beside it; returns the notes.
+
+    Raises:
+        UserError: see ``read_snapshot`` and ``convert_snapshot``; nothing is written then.
+    """
+    output = Path(output)
+    if output.suffix != ".pth":
+        raise UserError(f"output {output} must end in .pth")
+    state, cfg, notes = convert_snapshot(read_snapshot(path, config, metadata))
+    cfg.MODEL.WEIGHTS = str(output)
+    text = f"# Converted from {Path(path).name} of seamseg.\n" + dump_difference(cfg)
+    with atomic_write(output.with_suffix(".yaml"), "w") as file:
+        file.write(text)
+    write_checkpoint(state, output, "seamseg")
+    return notes
+
+
+def convert_config(path: str | Path, output: str | Path, metadata: str | Path | None = None) -> list[str]:
+    """Convert an ini file to a complete yaml; returns the notes on settings without counterpart.
+
+    Raises:
+        UserError: unreadable files, or settings that do not belong to seamseg.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"config {path} does not exist; check the path")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"config {path} is not a text file; give seamseg's ini") from None
+    converted = convert_ini(text, str(path))
+    classes = None
+    if metadata is not None:
+        if not Path(metadata).is_file():
+            raise UserError(f"metadata {metadata} does not exist; check the path")
+        classes = metadata_classes(read_metadata(Path(metadata).read_bytes(), str(metadata))["meta"])
+        converted.settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(classes.names)
+        converted.settings["MODEL.ROI_HEADS.NUM_CLASSES"] = classes.num_things
+    else:
+        converted.notes.append("class counts are not in an ini: give --metadata, or set MODEL.*.NUM_CLASSES yourself")
+    cfg = settings_to_config(converted.settings, classes)
+    with atomic_write(output, "w") as file:
+        file.write(f"# Converted from {Path(path).name} of seamseg.\n" + dump_difference(cfg))
+    return converted.notes
+
+
+def export(checkpoint: str | Path, output: str | Path, config: str | Path | None, ini: str | Path | None) -> None:
+    """Write one of our checkpoints as a snapshot that the original loads.
+
+    Args:
+        checkpoint: our weights.
+        output: the snapshot, .pth.tar.
+        config: our yaml; default the one beside ``checkpoint``.
+        ini: seamseg settings to store inside; they must describe the same model.
+
+    Raises:
+        UserError: unreadable files, norms that no mode of the original has, or an ini of another model.
+    """
+    config = Path(config) if config else Path(checkpoint).with_suffix(".yaml")
+    if not config.is_file():
+        raise UserError(f"config {config} of the model does not exist; give it with --yaml")
+    cfg = load_config(config)
+    state = load_file(checkpoint)
+    state = state.get("model", state)
+    _check_complete({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, cfg, str(checkpoint))
+    mode = norm_mode(cfg)
+    if ini is None:
+        raise UserError("the original reads its architecture from an ini; give one with --config")
+    if not Path(ini).is_file():
+        raise UserError(f"config {ini} does not exist; check the path")
+    text = Path(ini).read_text(encoding="utf-8")
+    settings = convert_ini(text, str(ini)).settings
+    for key in ("MODEL.RESNETS.DEPTH", "MODEL.RESNETS.NORM", "MODEL.RPN.NORM", "MODEL.FPN.EXTRA_LEVELS"):
+        node = cfg
+        for part in key.split("."):
+            node = node[part]
+        if node != settings[key]:
+            raise UserError(f"{ini} describes another model than {config}: {key} would be {settings[key]}, not {node}")
+    original = to_original(state, original_names(state, cfg.MODEL.RESNETS.DEPTH), mode)
+    content: dict[str, Any] = {"config": text, "state_dict": {}, "training_meta": {}}
+    for module in MODULES:
+        prefix = f"{module}."
+        content["state_dict"][module] = {k.removeprefix(prefix): v for k, v in original.items() if k.startswith(prefix)}
+    with atomic_write(output) as file:
+        # The original's PyTorch 1.1 reads only the older container.
+        torch.save(content, file, _use_new_zipfile_serialization=False)
+
+
+def norm_mode(cfg: CfgNode) -> NormMode:
+    """The original's mode for the norms of ``cfg``.
+
+    Raises:
+        UserError: a mixture that the original does not have.
+    """
+    m = cfg.MODEL
+    static = {m.RESNETS.NORM, m.FPN.NORM, m.SEM_SEG_HEAD.NORM}
+    dynamic = {m.RPN.NORM, m.ROI_BOX_HEAD.NORM, m.ROI_MASK_HEAD.NORM}
+    if len(static) == len(dynamic) == 1:
+        mode = NormMode(static.pop(), dynamic.pop())
+        if (mode.static, mode.dynamic) in (
+            ("BN", "BN"),
+            ("SyncBN", "SyncBN"),
+            ("SyncBN", "BN"),
+            ("GN", "GN"),
+            ("SyncBN", "GN"),
+            ("Affine", "Affine"),
+        ):
+            return mode
+    raise UserError("the norms of this model (MODEL.*.NORM) are a mixture that seamseg does not have")

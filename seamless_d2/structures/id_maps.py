@@ -1,0 +1,144 @@
+"""Id maps of whole images in little memory.
+
+A temporary of 8 bytes per pixel costs 100 MB for 12 megapixels, and ``np.unique`` makes several: here maps are looked
+up, counted and measured a few rows at a time.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+# An id PNG holds ids of 24 bits.
+NUM_IDS = 1 << 24
+
+
+def _rows(ids: np.ndarray) -> Iterator[slice]:
+    return (slice(top, top + 256) for top in range(0, ids.shape[0], 256))
+
+
+def present_ids(ids: np.ndarray) -> list[int]:
+    """All ids of a map, ascending.
+
+    Raises:
+        ValueError: an id below 0 or above 24 bits.
+    """
+    if ids.size and (ids.min() < 0 or ids.max() >= NUM_IDS):
+        raise ValueError(f"ids are {ids.min()} to {ids.max()}, but an id PNG holds 0 to {NUM_IDS - 1}")
+    # Large tables cost nothing: pages that are not touched are never made.
+    present = np.zeros(NUM_IDS, bool)
+    for rows in _rows(ids):
+        present[ids[rows]] = True
+    return np.flatnonzero(present).tolist()
+
+
+def replace_ids(ids: np.ndarray, new_ids: dict[int, int]) -> np.ndarray:
+    """(H, W) int32 map with each id replaced; ids that ``new_ids`` lacks become 0."""
+    table = np.zeros(NUM_IDS, np.int32)
+    table[list(new_ids)] = list(new_ids.values())
+    replaced = np.empty(ids.shape, np.int32)
+    for rows in _rows(ids):
+        replaced[rows] = table[ids[rows]]
+    return replaced
+
+
+def count_pairs(ids: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
+    """For each id of a map, how often each label of another map of the same size occurs with it.
+
+    Args:
+        ids: (H, W) integers.
+        labels: (H, W) small integers >= 0.
+    """
+    values, num_labels = present_ids(ids), int(labels.max(initial=0)) + 1
+    table = np.zeros(NUM_IDS, np.int32)
+    table[values] = np.arange(len(values))
+    counts = np.zeros(len(values) * num_labels, np.int64)
+    for rows in _rows(ids):
+        pairs = table[ids[rows]] * num_labels + labels[rows]
+        counts += np.bincount(pairs.ravel(), minlength=len(counts))
+    return dict(zip(values, counts.reshape(-1, num_labels), strict=True))
+
+
+def measure_segments(ids: np.ndarray, segments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The segments that have pixels, with their area and bbox (x, y, width, height).
+
+    Raises:
+        ValueError: the map holds an id that no segment has, or one that no PNG can hold.
+    """
+    values = present_ids(ids)
+    table = np.zeros(NUM_IDS, np.int32)
+    table[values] = np.arange(len(values))
+    areas = np.zeros(len(values), np.int64)
+    low, high = np.full((len(values), 2), NUM_IDS), np.zeros((len(values), 2), np.int64)
+    for rows in _rows(ids):
+        labels = table[ids[rows]]
+        areas += np.bincount(labels.ravel(), minlength=len(values))
+        boxes = label_boxes(labels, len(values)).astype(np.int64)
+        here = boxes[:, 2] > 0
+        boxes[:, [1, 3]] += rows.start
+        low[here] = np.minimum(low[here], boxes[here, :2])
+        high[here] = np.maximum(high[here], boxes[here, 2:])
+    position = {value: k for k, value in enumerate(values)}
+    measured = []
+    for segment in segments:
+        k = position.pop(segment["id"], None)
+        if k is not None:
+            bbox = [*low[k].tolist(), *(high[k] - low[k]).tolist()]
+            measured.append({**segment, "area": int(areas[k]), "bbox": bbox})
+    unknown = set(position) - {0}
+    if unknown:
+        raise ValueError(f"id {min(unknown)} is in the map but not among the segments")
+    return measured
+
+
+def instance_annotations(
+    ids: np.ndarray, segments: Iterable[dict[str, Any]], thing_ids: set[int]
+) -> list[dict[str, Any]]:
+    """COCO instance annotations (compressed RLE) of the thing segments, without id and image_id."""
+    things = [s for s in segments if s["category_id"] in thing_ids]
+    # The encoder wants masks by columns: one transposition instead of one per instance.
+    columns = np.asfortranarray(ids) if things else ids
+    result = []
+    for segment in things:
+        rle = coco_mask.encode((columns == segment["id"]).view(np.uint8))
+        result.append(
+            {
+                "category_id": segment["category_id"],
+                "iscrowd": segment["iscrowd"],
+                "area": segment["area"],
+                "bbox": segment["bbox"],
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+            }
+        )
+    return result
+
+
+def thing_categories(categories: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The categories of an instance json."""
+    return [{"id": c["id"], "name": c["name"], "supercategory": c["name"]} for c in categories if c["isthing"]]
+
+
+def label_boxes(labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Tight boxes of all labels of a map in two passes.
+
+    Args:
+        labels: (H, W) integers in 0..num_labels-1.
+
+    Returns:
+        (num_labels, 4) float32 x0, y0, x1, y1, half open; all zero for labels that do not occur.
+    """
+    boxes = np.zeros((num_labels, 4), np.float32)
+    labels = labels.astype(np.int64)
+    for axis, (low, high) in ((1, (0, 2)), (0, (1, 3))):
+        size = labels.shape[axis]
+        position = np.arange(size) if axis == 1 else np.arange(size)[:, None]
+        present = np.bincount((labels * size + position).ravel(), minlength=num_labels * size).reshape(num_labels, size)
+        present = present > 0
+        some = present.any(axis=1)
+        boxes[some, low] = present[some].argmax(axis=1)
+        boxes[some, high] = size - present[some, ::-1].argmax(axis=1)
+    return boxes
+
+
+SegmentInfo = dict[str, Any]

@@ -1,0 +1,68 @@
+"""Training, evaluation and resuming as tools/train_net.py does them, on a few toy scenes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+from seamless_d2.engine import main as run
+from seamless_d2.errors import UserError
+
+LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask", "loss_sem_seg"}
+
+
+def test_train_resume_and_evaluate(tmp_path: Path, arguments) -> None:
+    results = run(arguments())
+    assert {"panoptic_seg", "bbox", "segm", "sem_seg"} <= set(results)
+    out = tmp_path / "out"
+    lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert LOSSES <= set(lines[0]) and all(torch.tensor(lines[0][name]).isfinite() for name in LOSSES)
+    assert {"config.yaml", "model_final.pth", "model_best.pth", "log.txt", "last_checkpoint"} <= {
+        p.name for p in out.iterdir()
+    }
+    assert (out / "last_checkpoint").read_text() == "model_final.pth"
+    assert any(p.name.startswith("events.out.tfevents") for p in out.iterdir())
+    # Going on with a longer schedule starts after the last iteration.
+    run(arguments("SOLVER.MAX_ITER", "6", flags=("--resume",)))
+    assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 5
+    # config.yaml and the checkpoint are enough to evaluate.
+    parser = default_argument_parser()
+    weights = str(out / "model_final.pth")
+    again = run(parser.parse_args(["--config-file", str(out / "config.yaml"), "--eval-only", "MODEL.WEIGHTS", weights]))
+    assert json.loads((out / "evaluation.json").read_text())["panoptic_seg"]["PQ"] == again["panoptic_seg"]["PQ"]
+
+
+@pytest.mark.parametrize("sampler", ["RepeatFactorTrainingSampler", "GroupedBatchSampler"])
+def test_samplers_and_crops(arguments, sampler: str) -> None:
+    opts = ["DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", "0.5", "SOLVER.MAX_ITER", "1"]
+    crop = ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "[48, 48]"]
+    assert "panoptic_seg" in run(arguments(*opts, *crop))
+
+
+def test_mistakes_are_told_before_anything_is_written(tmp_path: Path, arguments) -> None:
+    for opts, words in (
+        (["MODEL.WEIGHTS", "none.pth"], "none.pth"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "5"], "NUM_CLASSES"),
+        (["DATASETS.TRAIN", "('unheard_of',)"], "unheard_of"),
+        (["DATALOADER.SAMPLER_TRAIN", "Nothing"], "GroupedBatchSampler"),
+        (["MODEL.BACKBONE.FREEZE_AT", "2", "MODEL.SEAMLESS.FUSE_AT", "x"], "FUSE_AT"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run(arguments(*opts))
+    with pytest.raises(UserError, match="no weights given"):
+        run(arguments(flags=("--eval-only",)))
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
+def test_epochs_set_the_length(tmp_path: Path, arguments) -> None:
+    run(arguments("SOLVER.EPOCHS", "1"))  # 4 images, 2 a batch
+    assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == 1
+
+
+def test_a_vanished_image_is_named(tmp_path: Path, arguments) -> None:
+    for image in (tmp_path / "toy_streets" / "train").iterdir():
+        image.unlink()
+    with pytest.raises(UserError, match=r"train/0000\d\d.png does not exist"):
+        run(arguments())

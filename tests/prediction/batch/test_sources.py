@@ -1,0 +1,91 @@
+"""What the user names as input."""
+
+from pathlib import Path
+
+import pytest
+
+from seamless_d2.errors import UserError
+from seamless_d2.prediction.batch.sources import find_sources
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_folders_are_searched_and_names_unique(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    touch(images / "a.jpg", images / "a.png", images / "deep" / "B.JPG", images / "deep" / "clip.MP4")
+    touch(images / "notes.md", images / ".hidden.jpg", tmp_path / "more" / "a.jpg")
+    found = find_sources([images, tmp_path / "more", images / "a.jpg"])
+    assert [(s.name, s.kind) for s in found] == [
+        ("a", "image"),
+        ("a_png", "image"),
+        ("deep/B", "image"),
+        ("deep/clip", "video"),
+        ("a_jpg", "image"),
+        ("a_jpg_2", "image"),
+    ]
+
+
+def test_lists_and_cameras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "lists" / "x" / "a.jpg", tmp_path / "abs" / "b.jpg", tmp_path / "here.png")
+    monkeypatch.chdir(tmp_path)
+    listing = tmp_path / "lists" / "all.txt"
+    listing.write_text(f"# images\nx/a.jpg\n\n{tmp_path}/abs/b.jpg\nhere.png\n../missing.jpg\n")
+    found = find_sources([listing, "0"])
+    assert [(s.name, s.kind) for s in found] == [
+        ("x/a", "image"),
+        ("b", "image"),
+        ("here", "image"),
+        ("missing", "image"),
+        ("camera0", "camera"),
+    ]
+    assert found[0].path == tmp_path / "lists" / "x" / "a.jpg" and found[4].path == 0
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        find_sources([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="no images or videos"):
+        find_sources([tmp_path])
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(UserError, match=r"empty\.txt names no file"):
+        find_sources([tmp_path / "empty.txt"])
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(UserError, match=r"binary\.txt is not UTF-8"):
+        find_sources([tmp_path / "binary.txt"])
+
+
+def test_results_do_not_become_inputs(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "out" / "a_labelled.jpg").touch()
+    assert [s.name for s in find_sources([tmp_path], tmp_path / "out")] == ["a"]
+    with pytest.raises(UserError, match="is input and output"):
+        find_sources([tmp_path], tmp_path / "out" / "..")
+
+
+def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "a.jpg").touch()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "deep" / "loop").symlink_to(tmp_path / "in")
+    assert [s.name for s in find_sources([tmp_path / "in"])] == ["link/a"]
+
+
+def test_a_video_beside_the_folder_of_its_frames(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "000001.jpg").touch()
+    (tmp_path / "clip.mp4").touch()
+    assert [s.name for s in find_sources([tmp_path])] == ["clip/000001", "clip_mp4"]
+
+
+def test_lists_of_absolute_paths_and_odd_lines(tmp_path: Path) -> None:
+    for name in ("x/1.jpg", "y/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_bytes(f"{tmp_path}/x/1.jpg\r\n{tmp_path}/y/1.jpg\r\n\r\n.\r\n..\r\n".encode())
+    assert [s.name for s in find_sources([tmp_path / "list.txt"])] == ["x/1", "y/1", "unnamed", "unnamed_2"]
