@@ -22,7 +22,10 @@ with warnings.catch_warnings():
     # Detectron2 scripts functions as it is imported, which newer versions of PyTorch call out of date on every start.
     warnings.filterwarnings("ignore", ".*torch.jit.script.*", FutureWarning)
     warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)
-    from . import modeling  # noqa: F401  (registers the components)
+    from . import (
+        modeling,  # noqa: F401  (registers the components)
+        seamseg,  # noqa: F401  (registers its formats)
+    )
     from .config import add_seamless_config, get_config
     from .data import register_panoptic, register_seamseg
     from .prediction import PanopticResult, Predictor

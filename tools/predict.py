@@ -20,6 +20,7 @@ the rest goes on; the exit code is then 1. Images too large for the memory: --ti
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -28,8 +29,8 @@ from seamless_d2.config import load_config
 from seamless_d2.errors import UserError, run_tool
 from seamless_d2.prediction import Predictor
 from seamless_d2.prediction.batch.run import predict_files, predict_files_on
+from seamless_d2.prediction.options import DEFAULT_SCALES, PredictionOptions
 from seamless_d2.prediction.tiles import DEFAULT_OVERLAP
-from seamless_d2.prediction.tta import DEFAULT_SCALES
 
 
 def size(text: str) -> tuple[int, int]:
@@ -86,16 +87,16 @@ def main() -> None:
     if args.weights:
         cfg.MODEL.WEIGHTS = args.weights
     formats = args.format.split(",")
-    options = {
-        "batch_size": args.batch_size,
-        "amp": args.amp,
-        "compile": args.compile,
-        "short_side": args.short_side,
-        "tile": args.tile,
-        "overlap": args.overlap,
-        "tta": (args.tta or DEFAULT_SCALES) if args.tta is not None else (),
-        "raw": "raw" in formats,
-    }
+    options = PredictionOptions(
+        batch_size=args.batch_size,
+        amp=args.amp,
+        compile=args.compile,
+        short_side=args.short_side,
+        tile=args.tile,
+        overlap=args.overlap,
+        tta=tuple(args.tta or DEFAULT_SCALES) if args.tta is not None else (),
+        raw="raw" in formats,
+    )
     where = {"overwrite": args.overwrite, "image_ids": args.image_ids, "max_frames": args.max_frames}
     if args.num_gpus < 1:
         raise UserError(f"--num-gpus must be at least 1, not {args.num_gpus}; the CPU is --device cpu")
@@ -105,9 +106,9 @@ def main() -> None:
         if torch.cuda.device_count() < args.num_gpus:
             raise UserError(f"--num-gpus is {args.num_gpus}, but PyTorch sees {torch.cuda.device_count()}; lower it")
         devices = [f"cuda:{i}" for i in range(args.num_gpus)]
-        summary = predict_files_on(devices, cfg, None, options, args.input, args.output, formats, **where)
+        summary = predict_files_on(devices, cfg, options, args.input, args.output, formats, **where)
     else:
-        predictor = Predictor(cfg, device=args.device, **options)
+        predictor = Predictor(cfg, device=args.device, **asdict(options))
         summary = predict_files(predictor, args.input, args.output, formats, **where)
     summary.report(args.output)
 

@@ -1,9 +1,9 @@
-"""PQ at many fusion thresholds from one pass over the images, exactly as if each had been fused and evaluated.
+"""PQ at many fusion thresholds in one pass over the images.
 
-Two facts make it cheap. Instances enter by falling score, so that a higher score threshold only removes the last ones:
-one fusion at the lowest threshold knows all. And a stuff segment is there or not by its area alone: what counts is how
-its free pixels depend on the score threshold, which one count by (class, score of the covering instance) gives. Only
-the overlap threshold needs a fusion for each value.
+``ExhaustiveSweep`` is the plain form: it fuses and evaluates an image at every point of the grid. ``ThresholdSweep``
+gives the same numbers from one fusion per overlap threshold. It relies on two properties of ``fuse_panoptic``: instances
+enter by descending score, so that a higher score threshold only removes the last ones, and a stuff segment exists or
+not by its area alone, so that it suffices to know how its free pixels depend on the score threshold.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..modeling.fusion import is_stuff_segment
+from ..structures.classes import Classes
+from ..structures.id_maps import SegmentInfo
 from .counting import count_overlaps
-from .panoptic_quality import Segments, match_counts, match_image
+from .panoptic_quality import PanopticStatistics, Segments, match_counts, match_image
 
-# For an overlap threshold: the (h, w) map of things alone at the lowest score threshold, ids from 1 in the order of
-# fusion, and their (classes 0..T-1, scores).
-FuseThings = Callable[[float], tuple[np.ndarray, np.ndarray, np.ndarray]]
+# Fuses (h, w) integer labels at a score, an overlap and an area threshold into a (h, w) map and its segments.
+Fuse = Callable[[np.ndarray, float, float, int], tuple[np.ndarray, list[SegmentInfo]]]
 
 
 @dataclass(frozen=True)
 class ThresholdGrid:
-    """Thresholds to try, each ascending and distinct: scores and overlaps in 0..1, areas in pixels."""
+    """The thresholds to try, each ascending and distinct.
+
+    Attributes:
+        scores: (S,) float thresholds of the score, 0..1.
+        overlaps: (O,) float thresholds of the hidden share, 0..1.
+        areas: (A,) int thresholds of the area of stuff, in pixels.
+    """
 
     scores: np.ndarray
     overlaps: np.ndarray
@@ -29,12 +37,12 @@ class ThresholdGrid:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Numbers of overlaps, scores and areas: the order of the axes of ``ThresholdSweep.quality``."""
+        """(O, S, A): the order of the axes of ``quality``."""
         return len(self.overlaps), len(self.scores), len(self.areas)
 
 
-def _nearest(small: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest sampling at pixel centres, as ``resize_panoptic``."""
+def resize_nearest(small: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring a (h, w) map to ``size`` by nearest sampling at pixel centers, as ``resize_panoptic`` does."""
     if small.shape == tuple(size):
         return small
     rows, columns = (
@@ -44,16 +52,57 @@ def _nearest(small: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return small[rows[:, None], columns]
 
 
-class ThresholdSweep:
-    """Sums of PQ for each point of a grid of thresholds; memory does not grow with the number of images."""
+class ExhaustiveSweep:
+    """PQ at each point of a grid, by fusing and evaluating every image at each of them; works for any fusion rule."""
 
     def __init__(self, grid: ThresholdGrid, num_stuff: int, num_classes: int, rules: str = "panopticapi") -> None:
         """
         Args:
-            grid: the thresholds.
-            num_stuff, num_classes: S and C; classes are numbered stuff first.
-            rules: see ``match_counts``.
+            grid: The thresholds.
+            num_stuff: The number S of stuff classes.
+            num_classes: The number C of all classes; labels number stuff first.
+            rules: The void and crowd rules, see ``match_counts``.
         """
+        self.grid, self.rules = grid, rules
+        self.classes = Classes.numbered(num_classes, num_classes - num_stuff)
+        self.images = 0
+        self._sums = [PanopticStatistics(num_classes) for _ in range(int(np.prod(grid.shape)))]
+
+    def add(self, gt_map: np.ndarray, ground_truth: Segments, labels: np.ndarray, fuse: Fuse) -> None:
+        """Add one image.
+
+        Args:
+            gt_map: (H, W) ids or (H, W, 3) uint8 RGB-coded ids of the ground truth.
+            ground_truth: Its segments.
+            labels: (h, w) integer semantic labels; fused maps are brought to (H, W) by nearest sampling.
+            fuse: Fuses labels with the image's detections, see ``Fuse``.
+        """
+        self.images += 1
+        for place, sums in zip(np.ndindex(self.grid.shape), self._sums, strict=True):
+            overlap, score, area = self.grid.overlaps[place[0]], self.grid.scores[place[1]], self.grid.areas[place[2]]
+            panoptic_seg, info = fuse(labels, float(score), float(overlap), int(area))
+            panoptic_seg = resize_nearest(panoptic_seg, gt_map.shape[:2])
+            predicted = Segments(
+                np.array([s["id"] for s in info], np.int64),
+                np.array([self.classes.to_label(s) for s in info], np.int64),
+                np.zeros(len(info), bool),
+            )
+            predicted = predicted.select(np.isin(predicted.ids, panoptic_seg))
+            sums.add(match_image(gt_map, ground_truth, panoptic_seg, predicted, self.rules))
+
+    def quality(self) -> np.ndarray:
+        """Return (O, S, A) PQ as a fraction."""
+        return np.array([sums.average(None, self.rules)["pq"] for sums in self._sums]).reshape(self.grid.shape)
+
+
+class ThresholdSweep:
+    """``ExhaustiveSweep`` for the rule of ``fuse_panoptic``, with one fusion per overlap threshold.
+
+    Memory does not grow with the number of images.
+    """
+
+    def __init__(self, grid: ThresholdGrid, num_stuff: int, num_classes: int, rules: str = "panopticapi") -> None:
+        """See ``ExhaustiveSweep``."""
         self.grid, self.num_stuff, self.num_classes, self.rules = grid, num_stuff, num_classes, rules
         overlaps, scores, areas = grid.shape
         # Sums of matched IoU, TP and FP.
@@ -62,21 +111,18 @@ class ThresholdSweep:
         self.ground_truth = np.zeros(num_classes, np.int64)
         self.images = 0
 
-    def add(self, gt_map: np.ndarray, ground_truth: Segments, labels: np.ndarray, fuse_things: FuseThings) -> None:
-        """Add one image.
-
-        Args:
-            gt_map: (H, W) ids or (H, W, 3) uint8.
-            ground truth: its segments.
-            labels: (h, w) semantic labels where fusion happens; results are brought to (H, W) by nearest sampling.
-            fuse_things: see ``FuseThings``.
-        """
+    def add(self, gt_map: np.ndarray, ground_truth: Segments, labels: np.ndarray, fuse: Fuse) -> None:
+        """Add one image; see ``ExhaustiveSweep.add``."""
         self.images += 1
         self.ground_truth += np.bincount(ground_truth.classes[~ground_truth.crowd], minlength=self.num_classes)
+        # Every pixel is "some thing", so that no stuff is made.
+        no_stuff = np.full_like(labels, self.num_stuff)
         for o, overlap in enumerate(self.grid.overlaps.tolist()):
-            things, classes, scores = fuse_things(overlap)
-            # At so many of the thresholds an instance is there; fusion compares in single precision.
-            levels = np.searchsorted(self.grid.scores.astype(np.float32), scores.astype(np.float32), side="left")
+            things, info = fuse(no_stuff, float(self.grid.scores[0]), overlap, 0)
+            classes = np.array([s["category_id"] for s in info], np.int64)
+            scores = np.array([s["score"] for s in info], np.float32)
+            # An instance exists at its first ``levels`` score thresholds; fusion compares in single precision.
+            levels = np.searchsorted(self.grid.scores.astype(np.float32), scores, side="left")
             self._add_things(o, gt_map, ground_truth, things, classes + self.num_stuff, levels)
             self._add_stuff(o, gt_map, ground_truth, labels, np.concatenate([[0], levels])[things])
 
@@ -89,7 +135,7 @@ class ThresholdSweep:
         classes: np.ndarray,
         levels: np.ndarray,
     ) -> None:
-        things = _nearest(things, gt_map.shape[:2])
+        things = resize_nearest(things, gt_map.shape[:2])
         ids = np.arange(1, len(classes) + 1)
         visible = np.bincount(things.ravel(), minlength=len(ids) + 1)[1:] > 0
         crowd = np.zeros(len(ids), bool)
@@ -99,7 +145,7 @@ class ThresholdSweep:
         size = self.things.shape[2:]
 
         def by_threshold(columns: np.ndarray, values: np.ndarray) -> np.ndarray:
-            """(S, T) sums of the values of those instances that each threshold leaves."""
+            """Return (S, T) sums of the values of those instances that each score threshold keeps."""
             sums = np.zeros((size[0] + 1, size[1]))
             np.add.at(sums, (levels[columns], predicted.classes[columns] - self.num_stuff), values)
             return sums[::-1].cumsum(axis=0)[::-1][1:]
@@ -111,7 +157,7 @@ class ThresholdSweep:
     def _add_stuff(
         self, o: int, gt_map: np.ndarray, ground_truth: Segments, labels: np.ndarray, covered: np.ndarray
     ) -> None:
-        """``covered``: (h, w) number of score thresholds at which an instance holds the pixel."""
+        """Add the stuff of one image; ``covered`` is the (h, w) number of score thresholds at which a thing holds a pixel."""
         stuff, scores = self.num_stuff, len(self.grid.scores)
         bins = scores + 1
         groups = np.where(labels < stuff, 1 + labels * bins + covered, 0).astype(np.int32)
@@ -119,7 +165,7 @@ class ThresholdSweep:
         # At threshold j the pixels with covered <= j are free.
         areas = areas.cumsum(axis=1)[:, :scores]
         ids = np.arange(1, stuff * bins + 1)
-        counts = count_overlaps(gt_map, ground_truth.ids, _nearest(groups, gt_map.shape[:2]), ids)
+        counts = count_overlaps(gt_map, ground_truth.ids, resize_nearest(groups, gt_map.shape[:2]), ids)
         free = counts[:, 1:-1].reshape(len(counts), stuff, bins).cumsum(axis=2)[:, :, :scores]
         columns = np.zeros((len(counts), stuff * scores + 2), np.int64)
         columns[:, 1:-1] = free.reshape(len(counts), -1)
@@ -129,7 +175,7 @@ class ThresholdSweep:
         gt_area = counts[1:-1].sum(axis=1)
         match = match_counts(columns, ground_truth, predicted, self.rules, gt_area)
         # (S, A, stuff): whether the segment is large enough.
-        kept = (areas.T[:, None, :] >= self.grid.areas[None, :, None]) & (areas.T[:, None, :] > 0)
+        kept = is_stuff_segment(areas.T[:, None, :], self.grid.areas[None, :, None])
         number = stuff * scores
         for k, values in enumerate(
             (
@@ -141,7 +187,7 @@ class ThresholdSweep:
             self.stuff[k, o] += kept * values.reshape(stuff, scores).T[:, None, :]
 
     def quality(self) -> np.ndarray:
-        """(overlaps, scores, areas) PQ as a fraction."""
+        """Return (O, S, A) PQ as a fraction."""
         shape = self.stuff.shape[1:4]
         things = np.broadcast_to(self.things[:, :, :, None], (3, *shape, self.num_classes - self.num_stuff))
         iou, tp, fp = np.concatenate([self.stuff, things], axis=-1)

@@ -1,11 +1,10 @@
-"""What ``tools/tune_thresholds.py`` does: the fusion thresholds with the highest PQ on a data set."""
+"""The fusion thresholds with the highest PQ on a data set: the body of ``tools/tune_thresholds.py``."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_context
@@ -15,21 +14,23 @@ from tqdm import tqdm
 from ..data.mapper import SeamlessMapper
 from ..errors import UserError
 from ..io import rgb_to_ids
-from ..modeling.fusion import fuse_panoptic
+from ..modeling.panoptic import SeamlessPanoptic
+from ..structures.id_maps import SegmentInfo
 from .ground_truth import read_ground_truth
 from .panoptic_evaluator import PanopticEvaluator
-from .threshold_sweep import ThresholdGrid, ThresholdSweep
+from .threshold_sweep import ExhaustiveSweep, ThresholdGrid, ThresholdSweep
 
 KEYS = ("OVERLAP_THRESH", "INSTANCES_CONFIDENCE_THRESH", "STUFF_AREA_LIMIT")
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Result of a search.
+    """The result of a search.
 
     Attributes:
-        before, after: thresholds by key of MODEL.PANOPTIC_FPN.COMBINE, with "PQ" in percent.
-        images: on which they were found.
+        before, after: The configured and the best thresholds by key of MODEL.PANOPTIC_FPN.COMBINE, with "PQ" in
+            percent.
+        images: The number of images that they were found on.
         table: PQ in percent along each threshold, the other two as in ``after``: {key: [(value, PQ)]}.
     """
 
@@ -39,21 +40,21 @@ class Tuned:
     table: dict[str, list[tuple[float, float]]]
 
     def to_yaml(self) -> str:
-        """A config fragment."""
+        """Return the best thresholds as a fragment of a config."""
         values = {key: self.after[key] for key in KEYS}
         lines = [f"      {key}: {value!r}" for key, value in values.items()]
         return "\n".join(["MODEL:", "  PANOPTIC_FPN:", "    COMBINE:", *lines, ""])
 
     def to_overrides(self) -> str:
-        """The same for a command line."""
+        """Return the best thresholds as KEY VALUE overrides for a command line."""
         return " ".join(f"MODEL.PANOPTIC_FPN.COMBINE.{key} {self.after[key]!r}" for key in KEYS)
 
 
 def make_grid(cfg: CfgNode, scores: list[float], overlaps: list[float], areas: list[float]) -> ThresholdGrid:
-    """The given thresholds and the configured ones.
+    """Make a grid of the given thresholds and the configured ones.
 
     Raises:
-        UserError: a threshold out of its range.
+        UserError: A threshold is out of its range.
     """
     combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
     for name, values, high in (("scores", scores, 1.0), ("overlaps", overlaps, 1.0), ("areas", areas, np.inf)):
@@ -69,58 +70,52 @@ def make_grid(cfg: CfgNode, scores: list[float], overlaps: list[float], areas: l
 
 
 @torch.no_grad()
-def _add_image(sweep: ThresholdSweep, model: nn.Module, entry: dict[str, Any], evaluator: PanopticEvaluator) -> None:
-    output = model.network([entry])[0]
-    detections, size = output.detections, (entry["height"], entry["width"])
-    scores, boxes = output.scores(), detections.pred_boxes.tensor
-    if model.fuse_at == "output" and size != output.image_size:
-        scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-        factors = [size[1] / output.image_size[1], size[0] / output.image_size[0]]
-        boxes = boxes * boxes.new_tensor(factors).repeat(2)
-    labels = scores[0].argmax(dim=0)
-    # Everything is "some thing", so that no stuff is made.
-    no_stuff = torch.full_like(labels, sweep.num_stuff)
+def _add_image(
+    sweep: ThresholdSweep | ExhaustiveSweep,
+    model: SeamlessPanoptic,
+    entry: dict[str, Any],
+    evaluator: PanopticEvaluator,
+) -> None:
+    """Run the network on one image and add it to the sweep."""
+    output, size = model.run_network([entry])[0], (entry["height"], entry["width"])
+    labels = model.fusion_labels(output, size)
 
-    def fuse_things(overlap: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        panoptic_seg, info = fuse_panoptic(
-            no_stuff,
-            boxes,
-            detections.pred_classes,
-            detections.scores,
-            detections.mask_logits,
-            num_stuff=sweep.num_stuff,
-            score_thresh=float(sweep.grid.scores[0]),
-            overlap_thresh=overlap,
-        )
-        classes = np.array([s["category_id"] for s in info], np.int64)
-        return panoptic_seg.cpu().numpy(), classes, np.array([s["score"] for s in info], np.float64)
+    def fuse(labels: np.ndarray, score: float, overlap: float, area: int) -> tuple[np.ndarray, list[SegmentInfo]]:
+        thresholds = {"score_thresh": score, "overlap_thresh": overlap, "stuff_area_thresh": area}
+        panoptic_seg, info = model.fuse(torch.from_numpy(labels).to(model.device), output.detections, **thresholds)
+        return panoptic_seg.cpu().numpy(), info
 
     record = evaluator.records[entry["image_id"]]
-    ground_truth, image = evaluator.gt_segments(record), read_ground_truth(record["pan_seg_file_name"], size)
+    gt_image = read_ground_truth(record["pan_seg_file_name"], size)
+    ground_truth = evaluator.gt_segments(record)
     if evaluator.resize_ground_truth:
-        ground_truth = ground_truth.select(np.isin(ground_truth.ids, rgb_to_ids(image)))
-    sweep.add(image, ground_truth, labels.cpu().numpy(), fuse_things)
+        ground_truth = ground_truth.select(np.isin(ground_truth.ids, rgb_to_ids(gt_image)))
+    sweep.add(gt_image, ground_truth, labels.cpu().numpy(), fuse)
 
 
 def tune_thresholds(
     cfg: CfgNode, model: nn.Module, dataset_name: str, grid: ThresholdGrid, max_images: int | None = None
 ) -> Tuned:
-    """Search the grid with one forward pass per image.
+    """Search a grid of thresholds with one forward pass per image.
 
     Args:
-        cfg: configuration; TEST.EVAL_RESOLUTION and TEST.PQ_RULES count.
-        model: ``SeamlessPanoptic``; its mode is kept.
-        dataset_name: a registered panoptic data set.
-        grid: of ``make_grid``.
-        max_images: take so many images, spread evenly; default all.
+        cfg: The configuration; TEST.EVAL_RESOLUTION and TEST.PQ_RULES count.
+        model: A ``SeamlessPanoptic``; its mode is kept. If it overrides ``fuse``, every point of the grid is fused.
+        dataset_name: The name of a registered panoptic data set.
+        grid: The thresholds, see ``make_grid``.
+        max_images: The number of images to take, spread evenly; default all.
+
+    Raises:
+        UserError: The model is no ``SeamlessPanoptic``.
     """
-    if not hasattr(model, "network"):
+    if not isinstance(model, SeamlessPanoptic):
         raise UserError("thresholds are tuned for MODEL.META_ARCHITECTURE SeamlessPanoptic only; set it")
     evaluator = PanopticEvaluator(
         dataset_name, rules=cfg.TEST.PQ_RULES, resize_ground_truth=cfg.TEST.EVAL_RESOLUTION == "input"
     )
     classes = evaluator.classes
-    sweep = ThresholdSweep(grid, classes.num_stuff, len(classes.names), cfg.TEST.PQ_RULES)
+    sweep_class = ThresholdSweep if type(model).fuse is SeamlessPanoptic.fuse else ExhaustiveSweep
+    sweep = sweep_class(grid, classes.num_stuff, len(classes.names), cfg.TEST.PQ_RULES)
     records, mapper = DatasetCatalog.get(dataset_name), SeamlessMapper(cfg, False)
     if max_images is not None and max_images < len(records):
         records = [records[k] for k in np.linspace(0, len(records) - 1, max_images).round().astype(int)]
@@ -130,8 +125,8 @@ def tune_thresholds(
     return summarize_sweep(sweep, cfg)
 
 
-def summarize_sweep(sweep: ThresholdSweep, cfg: CfgNode) -> Tuned:
-    """The best point of a finished sweep; of equal ones, the one nearest to the configured thresholds."""
+def summarize_sweep(sweep: ThresholdSweep | ExhaustiveSweep, cfg: CfgNode) -> Tuned:
+    """Return the best point of a finished sweep; of equal ones, the one nearest to the configured thresholds."""
     grid, quality = sweep.grid, 100 * sweep.quality()
     axes = dict(zip(KEYS, (grid.overlaps, grid.scores, grid.areas), strict=True))
     now = tuple(int(np.abs(axis - cfg.MODEL.PANOPTIC_FPN.COMBINE[key]).argmin()) for key, axis in axes.items())

@@ -133,6 +133,12 @@ class SeamlessPanoptic(PanopticFPN):
             "size_divisibility": max(strides, default=0),
         }
 
+    @property
+    def pads_images(self) -> bool:
+        """Whether a single image may be padded, because of what the backbone or the semantic head accepts."""
+        constraints = self.backbone.padding_constraints or {}
+        return max(self.backbone.size_divisibility, self.size_divisibility, constraints.get("square_size", 0)) > 1
+
     def _pad(self, tensors: list[Tensor], value: float) -> ImageList:
         """Pad tensors of (..., H, W) at the bottom and right to one size that backbone and heads accept."""
         divisibility = max(self.backbone.size_divisibility, self.size_divisibility)
@@ -190,7 +196,7 @@ class SeamlessPanoptic(PanopticFPN):
         Without ``do_postprocess``, the detections of each image and the semantic logits of the batch are returned as
         the heads give them, at the network's resolution.
         """
-        outputs = self.network(batched_inputs, all_outputs=not do_postprocess)
+        outputs = self.run_network(batched_inputs, all_outputs=not do_postprocess)
         if not do_postprocess:
             return [o.detections for o in outputs], torch.cat([o.logits for o in outputs])
         return [
@@ -199,7 +205,7 @@ class SeamlessPanoptic(PanopticFPN):
         ]
 
     @torch.no_grad()
-    def network(self, batched_inputs: list[dict], all_outputs: bool = False) -> list[NetworkOutput]:
+    def run_network(self, batched_inputs: list[dict], all_outputs: bool = False) -> list[NetworkOutput]:
         """Run the part of inference that works on the batch as a whole.
 
         Args:
@@ -245,7 +251,7 @@ class SeamlessPanoptic(PanopticFPN):
         """Return what ``forward`` returns for one image.
 
         Args:
-            output: An output of ``network``.
+            output: An output of ``run_network``.
             size: (height, width) of the results.
             fusion_options: Thresholds that replace the model's, see ``fuse``.
         """

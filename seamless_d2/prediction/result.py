@@ -1,4 +1,4 @@
-"""What a prediction returns."""
+"""The result of a prediction, and the formats that it is written in."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..errors import UserError
+from ..io import ids_to_rgb, save_image, save_png, write_json
 from ..structures.classes import Classes
-from ..structures.id_maps import SegmentInfo, measure_segments
-from ..visualization import draw_overlay, semantic_class
+from ..structures.id_maps import SegmentInfo, instance_annotations, measure_segments
+from ..visualization import draw_overlay
+from .formats import register_format, write_formats
+
+# Ids of an "ids" PNG are 16-bit numbers.
+_MAX_ID = 65535
 
 
 @dataclass(frozen=True)
@@ -18,15 +24,15 @@ class Segment:
     """One segment of a panoptic map.
 
     Attributes:
-        id: its value in the map, 1..K.
-        class_name: name of its class.
-        isthing: whether the class is countable.
+        id: Its value in the map, 1..K.
+        class_name: The name of its class.
+        isthing: Whether the class is countable.
         category_id: 0..T-1 among the things or 0..S-1 among the stuff classes, as in Detectron2.
-        dataset_id: the class's id in the data set's json.
-        area: pixels.
+        dataset_id: The class's id in the data set's json.
+        area: The number of its pixels.
         box: x0, y0, x1, y1 in pixels, half open, of what is visible.
-        score: confidence in 0..1; None for stuff.
-        track_id: the same for an object in all frames of a video; None for images and stuff.
+        score: The confidence in 0..1; None for stuff.
+        track_id: The same for an object in all frames of a video; None for images and stuff.
     """
 
     id: int
@@ -40,7 +46,7 @@ class Segment:
     track_id: int | None = None
 
     def info(self) -> SegmentInfo:
-        """The entry of Detectron2's ``segments_info``, with ``bbox`` (x, y, width, height)."""
+        """Return the entry of Detectron2's ``segments_info``, with ``bbox`` (x, y, width, height)."""
         x0, y0, x1, y1 = self.box
         info: SegmentInfo = {
             "id": self.id,
@@ -57,22 +63,41 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class HeadOutputs:
+    """The outputs of both heads before the fusion, at the network's resolution.
+
+    Attributes:
+        sem_seg: (H, W) int64 semantic labels.
+        boxes: (N, 4) float x0, y0, x1, y1 in pixels of that map.
+        classes: (N,) int64 thing classes 0..T-1.
+        scores: (N,) float in 0..1.
+        mask_logits: (N, h, w) float logits over the boxes.
+    """
+
+    sem_seg: Tensor
+    boxes: Tensor
+    classes: Tensor
+    scores: Tensor
+    mask_logits: Tensor
+
+
+@dataclass(frozen=True)
 class PanopticResult:
     """The panoptic map of one image.
 
     Attributes:
         image: (H, W, 3) uint8 RGB, the image.
-        panoptic_seg: (H, W) int32, 0 = void, otherwise a segment's id.
-        segments: its segments in the order of their ids.
-        classes: names and colours.
-        raw: the network's outputs in the original's layout (see ``raw.py``); None unless asked for.
+        panoptic_seg: (H, W) int32, 0 is void, otherwise the id of a segment.
+        segments: The segments in the order of their ids.
+        classes: The names and colors of the classes.
+        raw: The outputs of both heads; None unless the ``Predictor`` was made with ``raw=True``.
     """
 
     image: np.ndarray
     panoptic_seg: np.ndarray
     segments: list[Segment]
     classes: Classes
-    raw: dict[str, Tensor | None] | None = field(default=None, repr=False)
+    raw: HeadOutputs | None = field(default=None, repr=False)
 
     @classmethod
     def from_fusion(
@@ -81,12 +106,12 @@ class PanopticResult:
         panoptic_seg: np.ndarray,
         segments_info: list[SegmentInfo],
         classes: Classes,
-        raw: dict[str, Tensor | None] | None = None,
+        raw: HeadOutputs | None = None,
     ) -> "PanopticResult":
-        """From the output of ``fuse_panoptic``; boxes are measured on the map."""
+        """Make a result of the output of ``fuse_panoptic``; boxes are measured on the map."""
         segments = []
         for info in measure_segments(panoptic_seg, segments_info):
-            label = semantic_class(info, classes)
+            label = classes.to_label(info)
             x, y, width, height = info["bbox"]
             segments.append(
                 Segment(
@@ -108,60 +133,103 @@ class PanopticResult:
         return [segment.info() for segment in self.segments]
 
     def overlay(self, alpha: float = 0.5, labels: bool = True) -> np.ndarray:
-        """The image under the colours of its segments.
+        """Draw the segments over the image.
 
         Args:
-            alpha: share of the colour, 0..1.
-            labels: with names and scores, a colour per instance, small images enlarged; without, the original
-                program's image: class colours, white contours around instances, void dark.
+            alpha: The share of the color, 0..1.
+            labels: With labels, segments carry names and scores, each instance has its own color, and small images are
+                enlarged. Without, the overlay is the original program's: class colors, white contours around
+                instances, dark void.
 
         Returns:
             (H, W, 3) uint8 RGB.
         """
-        if labels:
-            return draw_overlay(self.image, self.panoptic_seg, self.segments_info, self.classes, alpha=alpha)
+        style = {} if labels else {"min_side": 1, "color_instances": False, "void_color": (0, 0, 0)}
         return draw_overlay(
-            self.image,
-            self.panoptic_seg,
-            self.segments_info,
-            self.classes,
-            alpha=alpha,
-            labels=False,
-            min_side=1,
-            color_instances=False,
-            void_color=(0, 0, 0),
+            self.image, self.panoptic_seg, self.segments_info, self.classes, alpha=alpha, labels=labels, **style
         )
 
     def to_coco(self, file_name: str = "image.png", image_id: int = 1) -> tuple[np.ndarray, dict[str, Any]]:
-        """COCO's panoptic format, as panopticapi and Detectron2 read it.
+        """Convert to COCO's panoptic format, as panopticapi and Detectron2 read it.
 
         Args:
-            file_name: name of the PNG, written into the json.
-            image_id: the image's id.
+            file_name: The name of the PNG, written into the json.
+            image_id: The id of the image.
 
         Returns:
-            (H, W, 3) uint8 RGB image of the ids (id = R + 256 G + 65536 B), and the json of a data set of this one
-            image (``images``, ``annotations``, ``categories``; segments carry ``score`` where they have one).
+            A (H, W, 3) uint8 RGB image of the ids (id = R + 256 G + 65536 B), and the json of a data set of this one
+            image (``images``, ``annotations``, ``categories``; segments carry ``score`` if they have one).
         """
-        from ..io import ids_to_rgb
-        from .formats import coco_json
+        height, width = self.panoptic_seg.shape
+        segments = []
+        for segment in self.segments:
+            info = segment.info()
+            entry = {k: info[k] for k in ("id", "area", "bbox", "score", "track_id") if k in info}
+            segments.append({**entry, "category_id": segment.dataset_id, "iscrowd": 0})
+        return ids_to_rgb(self.panoptic_seg), {
+            "images": [{"id": image_id, "file_name": file_name, "height": height, "width": width}],
+            "annotations": [{"image_id": image_id, "file_name": file_name, "segments_info": segments}],
+            "categories": self.classes.to_categories(),
+        }
 
-        return ids_to_rgb(self.panoptic_seg), coco_json(self, file_name, image_id)
-
-    def save(self, folder: str | Path, name: str, formats: Iterable[str] = ("overlay",)) -> list[Path]:
+    def save(self, folder: str | Path, name: str, formats: Iterable[str] = ("labelled",)) -> list[Path]:
         """Write the files that ``tools/predict.py --format`` writes for one image, atomically.
 
         Args:
-            folder: created where needed.
-            name: of the image, without suffix; may contain folders.
-            formats: any of "overlay", "labelled", "coco", "ids", and "raw" where ``raw`` is there.
+            folder: The folder, created if needed.
+            name: The name of the image, without suffix; may contain folders.
+            formats: Registered formats: "labelled", "overlay", "coco", "ids", and "raw" if ``raw`` is there.
 
         Returns:
             The files.
 
         Raises:
-            UserError: an unknown format.
+            UserError: A format is unknown, or cannot hold the result.
         """
-        from .formats import write_formats
-
         return write_formats(self, Path(folder), name, formats)
+
+
+@register_format("overlay", "{}_overlay.jpg", is_image=True)
+def _write_overlay(result: PanopticResult, name: str, path: Path) -> None:
+    save_image(result.overlay(labels=False), path)
+
+
+@register_format("labelled", "{}_labelled.jpg", is_image=True)
+def _write_labelled(result: PanopticResult, name: str, path: Path) -> None:
+    save_image(result.overlay(), path)
+
+
+@register_format("coco", "panoptic/{}.png", "panoptic/{}.json")
+def _write_coco(result: PanopticResult, name: str, png: Path, sidecar: Path) -> None:
+    image, content = result.to_coco(f"{name}.png")
+    segments = content["annotations"][0]["segments_info"]
+    things = {c["id"] for c in content["categories"] if c["isthing"]}
+    scores = [s.get("score", 1.0) for s in segments if s["category_id"] in things]
+    content["instances"] = [
+        {k: i[k] for k in ("category_id", "bbox", "segmentation")} | {"score": score}
+        for i, score in zip(instance_annotations(result.panoptic_seg, segments, things), scores, strict=True)
+    ]
+    save_png(image, png)
+    write_json(sidecar, content)
+
+
+@register_format("ids", "{}_ids.png", "{}_ids.json")
+def _write_ids(result: PanopticResult, name: str, png: Path, description: Path) -> None:
+    if len(result.segments) > _MAX_ID:
+        raise UserError(f"{name} has {len(result.segments)} segments; 16 bits hold {_MAX_ID}: choose --format coco")
+    save_png(result.panoptic_seg.astype(np.uint16), png)
+    height, width = result.panoptic_seg.shape
+    segments = [
+        {
+            "id": s.id,
+            "class": s.class_name,
+            "class_id": s.dataset_id,
+            "isthing": s.isthing,
+            "area": s.area,
+            "box": list(s.box),
+            "score": s.score,
+        }
+        | ({} if s.track_id is None else {"track_id": s.track_id})
+        for s in result.segments
+    ]
+    write_json(description, {"png": png.name, "height": height, "width": width, "void": 0, "segments": segments}, 2)

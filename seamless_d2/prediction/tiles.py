@@ -1,4 +1,4 @@
-"""Images too large for the network: cut into overlapping tiles, whose segments are joined again."""
+"""Images too large for the network: they are cut into overlapping tiles, whose segments are joined again."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
+from ..modeling.fusion import is_stuff_segment
 from ..structures.id_maps import SegmentInfo
 
 DEFAULT_OVERLAP = 256
@@ -17,7 +18,7 @@ _BAND = 512
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile (half open, pixels) and its core: the part that no neighbour sees better."""
+    """A tile (half open, in pixels of the image) and its core: the part that no neighbor sees better."""
 
     x0: int
     y0: int
@@ -30,7 +31,7 @@ class Tile:
 
 
 def _axis(length: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
-    """(start, end, core start, core end) along one axis; cores meet in the middle of the overlap."""
+    """Return (start, end, core start, core end) of the tiles along one axis; cores meet in the middle of the overlap."""
     if length <= tile:
         return [(0, length, 0, length)]
     count = -(-(length - overlap) // (tile - overlap))
@@ -40,15 +41,15 @@ def _axis(length: int, tile: int, overlap: int) -> list[tuple[int, int, int, int
 
 
 def plan_tiles(size: tuple[int, int], tile: tuple[int, int], overlap: int = DEFAULT_OVERLAP) -> list[Tile]:
-    """Tiles that cover an image, row by row.
+    """Return tiles that cover an image, row by row.
 
     Args:
-        size: (height, width) of the image.
-        tile: (width, height) of a tile.
-        overlap: least number of pixels that neighbours share.
+        size: The (height, width) of the image.
+        tile: The (width, height) of a tile.
+        overlap: The least number of pixels that neighboring tiles share.
 
     Raises:
-        UserError: an overlap that is negative or not smaller than the tile.
+        UserError: The overlap is negative or not smaller than the tile.
     """
     if min(tile) < 1 or not 0 <= overlap < min(tile):
         raise UserError(f"tiles of {tile[0]} x {tile[1]} cannot overlap by {overlap} pixels; overlap must be smaller")
@@ -60,13 +61,13 @@ def plan_tiles(size: tuple[int, int], tile: tuple[int, int], overlap: int = DEFA
 
 
 class Stitcher:
-    """Joins the maps of tiles. Memory: one int32 map of the whole image."""
+    """Joins the panoptic maps of tiles, in the memory of one int32 map of the whole image."""
 
     def __init__(self, size: tuple[int, int], num_stuff: int) -> None:
         """
         Args:
-            size: (height, width) of the image.
-            num_stuff: number of stuff classes.
+            size: The (height, width) of the image.
+            num_stuff: The number S of stuff classes.
         """
         # What later tiles have not replaced yet lies here beyond the cores too: that is what they are compared with.
         self._canvas = np.zeros(size, np.int32)
@@ -79,9 +80,9 @@ class Stitcher:
         """Add a tile, in the order of ``plan_tiles``.
 
         Args:
-            tile: its place.
-            panoptic_seg: (h, w) int32 map of the tile, 0 = void.
-            segments: its segments (``fuse_panoptic``).
+            tile: The place of the tile.
+            panoptic_seg: (h, w) int32 map of the tile, 0 is void.
+            segments: The segments of the map, see ``fuse_panoptic``.
         """
         table = np.zeros(max([s["id"] for s in segments], default=0) + 1, np.int32)
         for segment in segments:
@@ -109,7 +110,7 @@ class Stitcher:
         self._canvas[tile.core_y0 : tile.y1, tile.core_x0 : tile.x1] = ids[core_y:height, core_x:width]
 
     def _join(self, old: np.ndarray, new: np.ndarray, first_new: int) -> None:
-        """Unite instances of the same class that cover each other in a strip; each with its best partner only."""
+        """Unite instances of one class that cover each other in a strip, each with its best partner only."""
         if not old.size:
             return
         new_areas = dict(_counts(new[new >= first_new]))
@@ -131,14 +132,14 @@ class Stitcher:
         return number
 
     def finish(self, stuff_area_thresh: int) -> tuple[np.ndarray, list[SegmentInfo]]:
-        """The whole map; the stitcher cannot be used afterwards.
+        """Return the whole map; the stitcher cannot be used afterwards.
 
         Args:
-            stuff_area_thresh: least number of pixels of a stuff segment.
+            stuff_area_thresh: The least number of pixels of a stuff segment.
 
         Returns:
-            (H, W) int32 map with ids 1..K (things by descending score, then stuff) and the segments. An instance that
-            was joined has the highest score of its parts.
+            (H, W) int32 map with ids 1..K (things by descending score, then stuff), and the segments. A joined instance
+            has the highest score of its parts.
         """
         roots = np.array([self._root(i) for i in range(len(self._parent))], np.int32)
         areas = np.zeros(len(roots), np.int64)
@@ -158,7 +159,7 @@ class Stitcher:
                 kept.append({"id": number, "isthing": True, "category_id": category, "score": score})
                 kept[-1] |= {"area": int(areas[root]), "instance_id": number - 1}
         for category in range(self._num_stuff):
-            if areas[category + 1] and areas[category + 1] >= stuff_area_thresh:
+            if is_stuff_segment(areas[category + 1], stuff_area_thresh):
                 new_id[category + 1] = number = len(kept) + 1
                 kept.append({"id": number, "isthing": False, "category_id": category, "area": int(areas[category + 1])})
         for rows in self._bands():
@@ -166,11 +167,11 @@ class Stitcher:
         return self._canvas, kept
 
     def _bands(self) -> Iterator[np.ndarray]:
-        """The map in portions, so that temporaries stay small."""
+        """Yield the rows of the map in bands, so that temporaries stay small."""
         return (self._canvas[top : top + _BAND] for top in range(0, len(self._canvas), _BAND))
 
 
 def _counts(values: np.ndarray) -> list[tuple[int, int]]:
-    """Each value and how often it occurs."""
+    """Return each value and how often it occurs."""
     unique, counts = np.unique(values, return_counts=True)
     return list(zip(unique.tolist(), counts.tolist(), strict=True))

@@ -5,13 +5,17 @@ classes 0..T-1, ``obj_pred`` (N,) float scores, ``msk_pred`` (N, 28, 28) float l
 the last four are None where nothing was found. Neither the classes nor the image's own size are in it.
 """
 
+import io
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..io import atomic_write
 from ..modeling.fusion import fuse_panoptic
+from ..prediction.formats import register_format
+from ..prediction.result import HeadOutputs, PanopticResult
 from ..structures.id_maps import SegmentInfo
 
 SUFFIX = ".pth.tar"
@@ -19,31 +23,35 @@ Raw = dict[str, Tensor | None]
 _DIMENSIONS = {"bbx_pred": 2, "cls_pred": 1, "obj_pred": 1, "msk_pred": 3}
 
 
-def make_raw(sem_seg: Tensor, boxes: Tensor, classes: Tensor, scores: Tensor, mask_logits: Tensor) -> Raw:
-    """Put the heads' outputs into the original's layout.
-
-    Args:
-        sem_seg: (H, W) int64 labels.
-        boxes: (N, 4) x0, y0, x1, y1.
-        classes: (N,) int64 thing classes.
-        scores: (N,).
-        mask_logits: (N, h, w).
-    """
-    found = len(boxes) > 0
-    return {
-        "sem_pred": sem_seg.cpu(),
-        "bbx_pred": boxes[:, [1, 0, 3, 2]].float().cpu() if found else None,
-        "cls_pred": classes.cpu() if found else None,
-        "obj_pred": scores.float().cpu() if found else None,
-        "msk_pred": mask_logits.float().cpu() if found else None,
+def make_raw(outputs: HeadOutputs) -> Raw:
+    """Put the outputs of both heads into the original's layout."""
+    found = len(outputs.boxes) > 0
+    raw = {
+        "sem_pred": outputs.sem_seg,
+        "bbx_pred": outputs.boxes[:, [1, 0, 3, 2]].float() if found else None,
+        "cls_pred": outputs.classes if found else None,
+        "obj_pred": outputs.scores.float() if found else None,
+        "msk_pred": outputs.mask_logits.float() if found else None,
     }
+    # Clones, since a stored tensor takes its whole storage along.
+    return {key: None if value is None else value.cpu().clone() for key, value in raw.items()}
+
+
+@register_format("raw", "{}" + SUFFIX)
+def _write_raw(result: PanopticResult, name: str, path: Path) -> None:
+    if result.raw is None:
+        raise UserError("this result has no raw outputs; make the Predictor with raw=True")
+    buffer = io.BytesIO()  # torch.save hides what the system reports of a failed write
+    torch.save(make_raw(result.raw), buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def load_raw(path: str | Path) -> Raw:
     """Read a raw prediction of this program or of the original.
 
     Raises:
-        UserError: missing, damaged, or something else.
+        UserError: The file is missing, damaged, or no raw prediction.
     """
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
@@ -88,15 +96,16 @@ def fuse_raw(
     overlap_thresh: float,
     stuff_area_thresh: int,
 ) -> tuple[Tensor, list[SegmentInfo]]:
-    """``fuse_panoptic`` of a raw prediction.
+    """Merge a raw prediction into a panoptic map by the rule of ``fuse_panoptic``.
 
     Args:
-        raw: as ``load_raw`` returns it.
-        source: its file, for messages.
-        num_stuff, num_classes: of the classes that it was made with.
+        raw: A raw prediction, as ``load_raw`` returns it.
+        source: Its file, for error messages.
+        num_stuff, num_classes: The numbers S of stuff and C of all classes that it was made with.
+        score_thresh, overlap_thresh, stuff_area_thresh: See ``fuse_panoptic``.
 
     Raises:
-        UserError: a label or class beyond the given classes.
+        UserError: A label or class is beyond the given classes.
     """
     sem_seg = raw["sem_pred"].long()
     things = num_classes - num_stuff

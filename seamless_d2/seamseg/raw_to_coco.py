@@ -1,4 +1,4 @@
-"""Raw predictions (``raw.py``) to the COCO files of ``formats.py``: what ``tools/raw_to_coco_panoptic.py`` does."""
+"""Raw predictions of the original program to COCO files: the body of ``tools/raw_to_coco_panoptic.py``."""
 
 import os
 from pathlib import Path
@@ -11,10 +11,11 @@ from ..config import load_config
 from ..errors import UserError
 from ..io import read_image_size, remove_temporaries
 from ..modeling.fusion import resize_panoptic
-from ..prediction.batch.resume import begin, is_fresh
+from ..prediction.batch.coco_folder import assemble_coco, number_images, read_image_ids
+from ..prediction.batch.resume import is_fresh, record_run
 from ..prediction.batch.run import Summary
 from ..prediction.batch.sources import IMAGE_SUFFIXES
-from ..prediction.formats import assemble_coco, format_files, number_images, read_image_ids, write_formats
+from ..prediction.formats import list_files, write_formats
 from ..prediction.result import PanopticResult
 from ..structures.classes import Classes
 from .dataset import metadata_classes, read_metadata
@@ -22,10 +23,13 @@ from .raw import SUFFIX, fuse_raw, load_raw
 
 
 def read_classes(metadata: str | Path | None, config: str | Path | None) -> tuple[Classes, CfgNode | None]:
-    """Classes from one of the original's metadata.bin and one of our configs; the latter has thresholds too.
+    """Read classes from the original's metadata.bin or from one of our configs, which has thresholds too.
+
+    Returns:
+        The classes, and the configuration if that was given.
 
     Raises:
-        UserError: none or both given, or one that holds no classes.
+        UserError: None or both are given, or the file holds no classes.
     """
     if (metadata is None) == (config is None):
         raise UserError("give one of --metadata (the original's metadata.bin) and --config (a yaml)")
@@ -56,16 +60,19 @@ def convert_raw(
     """Fuse every ``*.pth.tar`` below a folder and write COCO's panoptic and instance json.
 
     Args:
-        raw_dir: searched recursively.
-        output: folder, created where needed.
-        classes: those of the model that made the files.
-        images: folder of the images, of the same structure: maps get their sizes; default the network's.
-        score_thresh, overlap_thresh, stuff_area_thresh: see ``fuse_panoptic``.
-        image_ids: see ``predict_files``.
-        overwrite: whether to do finished files again.
+        raw_dir: The folder of the raw predictions, searched recursively.
+        output: The output folder, created if needed.
+        classes: The classes of the model that made the files.
+        images: The folder of the images, of the same structure, whose sizes the maps get; default the network's size.
+        score_thresh, overlap_thresh, stuff_area_thresh: See ``fuse_panoptic``.
+        image_ids: See ``predict_files``.
+        overwrite: Whether to convert finished files again.
+
+    Returns:
+        The outcome of the run.
 
     Raises:
-        UserError: a folder that does not exist or holds no raw predictions.
+        UserError: A folder does not exist or holds no raw predictions.
     """
     raw_dir, output = Path(raw_dir), Path(output)
     if not raw_dir.is_dir():
@@ -86,11 +93,11 @@ def convert_raw(
         "classes": [[c["id"], c["name"], c["isthing"]] for c in classes.to_categories()],
         "images": None if images is None else os.path.abspath(images),
     }
-    since = begin(output, settings, dict(zip(names, files, strict=True)), overwrite)
+    since = record_run(output, settings, dict(zip(names, files, strict=True)), overwrite)
     remove_temporaries(output)
     summary, finished = Summary(), []
     for name, file in zip(tqdm(names, desc="fuse", unit="image"), files, strict=True):
-        targets = format_files(output, name, ("coco",))["coco"]
+        targets = list_files(output, name, ("coco",))["coco"]
         if not overwrite and is_fresh(targets, since, file):
             finished.append(name)
             summary.skipped += 1
@@ -108,7 +115,7 @@ def convert_raw(
             )
             if images is not None:
                 panoptic_seg, segments = resize_panoptic(panoptic_seg, segments, *_size(Path(images), name))
-            blank = np.empty((*panoptic_seg.shape, 0), np.uint8)  # the COCO files need no image
+            blank = np.empty((*panoptic_seg.shape, 0), np.uint8)  # the COCO files do not need the image
             result = PanopticResult.from_fusion(blank, panoptic_seg.numpy(), segments, classes)
             summary.written += write_formats(result, output, name, ("coco",))
             finished.append(name)
@@ -119,7 +126,7 @@ def convert_raw(
 
 
 def _size(images: Path, name: str) -> tuple[int, int]:
-    """(height, width) of the image that a raw prediction was made of."""
+    """Return the (height, width) of the image that a raw prediction was made of."""
     for suffix in IMAGE_SUFFIXES:
         for path in (images / f"{name}{suffix}", images / f"{name}{suffix.upper()}"):
             if path.is_file():

@@ -159,7 +159,7 @@ def test_written_files(small_set):
 
 
 def test_complete_set_is_left_alone(small_set, monkeypatch):
-    monkeypatch.setattr(toy_streets, "_write_split", None)
+    monkeypatch.setattr(generation, "_write_split", None)
     before = snapshot(small_set)
     assert write_toy_streets(str(small_set), **SMALL) == small_set
     assert snapshot(small_set) == before

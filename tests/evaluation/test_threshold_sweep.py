@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from seamless_d2.evaluation.panoptic_quality import PanopticStatistics, Segments, match_image
-from seamless_d2.evaluation.threshold_sweep import ThresholdGrid, ThresholdSweep
+from seamless_d2.evaluation.threshold_sweep import ExhaustiveSweep, ThresholdGrid, ThresholdSweep
 from seamless_d2.modeling.fusion import fuse_panoptic, resize_panoptic
 
 NUM_STUFF, NUM_CLASSES = 3, 5
@@ -40,7 +40,7 @@ def gt_like(panoptic: torch.Tensor, info: list[dict], random: np.random.RandomSt
 @pytest.mark.parametrize("scale", [1.0, 1.7, 0.6])
 def test_equals_fusing_at_each_point(rules: str, scale: float) -> None:
     random = np.random.RandomState(round(10 * scale))
-    sweep = ThresholdSweep(GRID, NUM_STUFF, NUM_CLASSES, rules)
+    sweep, plain = (kind(GRID, NUM_STUFF, NUM_CLASSES, rules) for kind in (ThresholdSweep, ExhaustiveSweep))
     expected = np.zeros(GRID.shape, object)
     for place in np.ndindex(GRID.shape):
         expected[place] = PanopticStatistics(NUM_CLASSES)
@@ -48,28 +48,25 @@ def test_equals_fusing_at_each_point(rules: str, scale: float) -> None:
         outputs = network_outputs(random, (48, 64), number)
         size = round(48 * scale), round(64 * scale)
 
-        def fuse(score: float, overlap: float, area: int, outputs: dict = outputs) -> tuple[torch.Tensor, list[dict]]:
+        def fuse(labels: np.ndarray, score: float, overlap: float, area: int, outputs: dict = outputs) -> tuple:
             thresholds = {"score_thresh": score, "overlap_thresh": overlap, "stuff_area_thresh": area}
-            return fuse_panoptic(**outputs, num_stuff=NUM_STUFF, **thresholds)
+            arguments = outputs | {"sem_seg": torch.from_numpy(labels)}
+            panoptic_seg, info = fuse_panoptic(**arguments, num_stuff=NUM_STUFF, **thresholds)
+            return panoptic_seg.numpy(), info
 
-        gt_ids, ground_truth = gt_like(*resize_panoptic(*fuse(0.3, 0.5, 100), *size), random)
-
-        def fuse_things(overlap: float, fuse=fuse) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            panoptic, info = fuse(float(GRID.scores[0]), overlap, 10**9)
-            return (
-                panoptic.numpy(),
-                np.array([s["category_id"] for s in info], np.int64),
-                np.array([s["score"] for s in info], np.float64),
-            )
-
-        sweep.add(gt_ids, ground_truth, outputs["sem_seg"].numpy(), fuse_things)
+        labels = outputs["sem_seg"].numpy()
+        panoptic_seg, info = fuse(labels, 0.3, 0.5, 100)
+        gt_ids, ground_truth = gt_like(*resize_panoptic(torch.from_numpy(panoptic_seg), info, *size), random)
+        sweep.add(gt_ids, ground_truth, labels, fuse)
+        plain.add(gt_ids, ground_truth, labels, fuse)
         for place in np.ndindex(GRID.shape):
             o, s, a = place
-            panoptic, info = fuse(float(GRID.scores[s]), float(GRID.overlaps[o]), int(GRID.areas[a]))
-            panoptic, info = resize_panoptic(panoptic, info, *size)
+            panoptic, info = fuse(labels, float(GRID.scores[s]), float(GRID.overlaps[o]), int(GRID.areas[a]))
+            panoptic, info = resize_panoptic(torch.from_numpy(panoptic), info, *size)
             classes = np.array([i["category_id"] + NUM_STUFF * i["isthing"] for i in info], np.int64)
             predicted = Segments(np.array([i["id"] for i in info], np.int64), classes, np.zeros(len(info), bool))
             expected[place].add(match_image(gt_ids, ground_truth, panoptic.numpy(), predicted, rules))
     values = np.array([expected[p].average(None, rules)["pq"] for p in np.ndindex(GRID.shape)]).reshape(GRID.shape)
     assert len(np.unique(values.round(6))) > 8, "the thresholds matter"
     np.testing.assert_allclose(sweep.quality(), values, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(plain.quality(), values, rtol=0, atol=1e-12)

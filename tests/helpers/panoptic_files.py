@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from seamless_d2.structures.classes import Classes
+
 # Ids that are neither consecutive nor ordered, things before stuff, as in the wild.
 CATEGORIES = [
     {"id": 7, "name": "car", "isthing": 1, "color": [0, 0, 142]},
@@ -13,6 +15,7 @@ CATEGORIES = [
     {"id": 90, "name": "person", "isthing": 1},
     {"id": 11, "name": "sky", "isthing": 0, "color": [70, 130, 180]},
 ]
+CLASSES = Classes.from_categories(CATEGORIES, "test")  # road, sky | car, person; ids 3, 11 | 7, 90
 
 
 def id_to_rgb(ids: np.ndarray) -> np.ndarray:

@@ -178,7 +178,7 @@ def test_pyramid_formula(toy_cfg: CfgNode, extra: int) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 8), (4, 13)])
 def test_extra_levels_halve_and_round_up(size: tuple[int, int]) -> None:
-    levels = ExtraLevels(5, 6, 3, batch_norm).eval()(torch.randn(2, 5, *size))
+    levels = ExtraLevels("res5", 5, 6, 3, batch_norm).eval()(torch.randn(2, 5, *size))
     assert len(levels) == 3
     for level in levels:
         size = (math.ceil(size[0] / 2), math.ceil(size[1] / 2))

@@ -17,13 +17,11 @@ from seamless_d2 import PanopticResult, Predictor
 from seamless_d2.data.registration import load_panoptic_json
 from seamless_d2.errors import UserError
 from seamless_d2.io import save_image
-from seamless_d2.prediction.formats import FORMATS, assemble_coco, number_images, read_image_ids, write_formats
-from seamless_d2.structures.classes import Classes
+from seamless_d2.prediction.batch.coco_folder import assemble_coco, number_images, read_image_ids
+from seamless_d2.prediction.formats import FORMATS, write_formats
 
 from ..helpers.images import make_image
-from ..helpers.panoptic_files import CATEGORIES
-
-CLASSES = Classes.from_categories(CATEGORIES, "test")  # road, sky | car, person; ids 3, 11 | 7, 90
+from ..helpers.panoptic_files import CLASSES
 
 
 def result(with_segments: bool = True) -> PanopticResult:

@@ -6,7 +6,7 @@ import torch
 
 from seamless_d2 import Predictor
 from seamless_d2.errors import UserError
-from seamless_d2.prediction.tta import averaged_output
+from seamless_d2.prediction.tta import average_views
 
 from ..helpers.images import make_image
 
@@ -14,8 +14,8 @@ from ..helpers.images import make_image
 def test_one_mirrored_pair_is_symmetric(predictor) -> None:
     """Seen at one scale with its mirror image, an image and its mirror image have mirrored results."""
     model, image = predictor.model, make_image(64, 96)
-    output = averaged_output(model, image, (64, 96), (1.0,), "RGB")
-    mirrored = averaged_output(model, np.ascontiguousarray(image[:, ::-1]), (64, 96), (1.0,), "RGB")
+    output = average_views(model, image, (64, 96), (1.0,), "RGB")
+    mirrored = average_views(model, np.ascontiguousarray(image[:, ::-1]), (64, 96), (1.0,), "RGB")
     assert output.logits.shape == (1, 4, 16, 24)
     assert torch.allclose(output.logits.flip(3), mirrored.logits, atol=1e-4)
     assert output.logits.exp().sum(dim=1).allclose(torch.ones(16, 24), atol=1e-4)
@@ -30,7 +30,7 @@ def test_a_image_that_equals_its_mirror_image(predictor) -> None:
     """For it, semantic scores of the one view and of the average agree where the network is symmetric in itself."""
     half = make_image(64, 48)
     image = np.ascontiguousarray(np.concatenate([half, half[:, ::-1]], axis=1))
-    output = averaged_output(predictor.model, image, (64, 96), (1.0,), "RGB")
+    output = average_views(predictor.model, image, (64, 96), (1.0,), "RGB")
     assert torch.allclose(output.logits, output.logits.flip(3), atol=1e-4)
 
 

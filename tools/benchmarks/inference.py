@@ -64,7 +64,7 @@ class Inference:
         batch = [{"image": self.image}]
         with torch.autocast(self.image.device.type, self.dtype, enabled=self.dtype is not None):
             if isinstance(self.model, SeamlessPanoptic):
-                output = self.model.network(batch)[0]
+                output = self.model.run_network(batch)[0]
                 self._end_network(output.detections)
                 self.panoptic = self.model.postprocess(output, output.image_size)["panoptic_seg"]
             else:

@@ -1,4 +1,4 @@
-"""Many images: reading, network, and fusion with writing run at the same time, in bounded memory."""
+"""Prediction of many images: reading, network, and fusion with writing overlap in time, in bounded memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,13 +9,19 @@ from typing import Any
 import torch
 
 from ...errors import UserError
-from ..predictor import Predictor, Prepared, shape_of
+from ..predictor import Predictor, PreparedImage, get_batch_shape
 from ..result import PanopticResult
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image: ``name`` for messages, ``load`` gives a file or an RGB array, ``save`` takes the result."""
+    """The prediction of one image.
+
+    Attributes:
+        name: The name of the image in error messages.
+        load: Returns what ``Predictor.predict`` takes: a file or an RGB array.
+        save: Takes the result.
+    """
 
     name: str
     load: Callable[[], Any]
@@ -29,13 +35,13 @@ def run_jobs(predictor: Predictor, jobs: Iterable[Job], *, readers: int = 2, wri
     """Predict all jobs; with one reader and one writer they are loaded and saved in order.
 
     Args:
-        predictor: the model.
-        jobs: taken one by one, as there is room.
-        readers, writers: threads that load and save.
+        predictor: The model.
+        jobs: The jobs, taken one by one as there is room.
+        readers, writers: The numbers of threads that load and save.
 
     Yields:
-        Each job when it is done, in order, and the ``UserError`` that it failed with. Other errors are raised. Whoever
-        stops iterating (or an interrupt) leaves only jobs that are saved or not begun.
+        Each job in order when it is done, with the ``UserError`` that it failed with or None. Other errors are raised.
+        If iteration is stopped or interrupted, every job is either saved or not begun.
     """
     read_pool, write_pool = ThreadPoolExecutor(readers), ThreadPoolExecutor(writers)
     try:
@@ -55,15 +61,15 @@ def _run(
 ) -> Iterator[Outcome]:
     reading: deque[tuple[Job, Future]] = deque()
     writing: deque[tuple[Job, Future]] = deque()
-    batch: list[tuple[Job, Prepared]] = []
+    batch: list[tuple[Job, PreparedImage]] = []
 
     def flush() -> None:
-        for (job, prepared), output in zip(batch, _network(predictor, batch), strict=True):
+        for (job, prepared), output in zip(batch, _run_network(predictor, batch), strict=True):
             writing.append((job, write_pool.submit(_finish, predictor, job, prepared, output)))
         batch.clear()
 
     while True:
-        while len(reading) < predictor.batch_size + readers and (job := next(jobs, None)) is not None:
+        while len(reading) < predictor.options.batch_size + readers and (job := next(jobs, None)) is not None:
             reading.append((job, read_pool.submit(lambda job=job: predictor.prepare(job.load()))))
         if not reading:
             break
@@ -75,10 +81,10 @@ def _run(
             done.set_result(prepared)
             writing.append((job, done))
         else:
-            if batch and shape_of(prepared) != shape_of(batch[0][1]):
+            if batch and get_batch_shape(prepared) != get_batch_shape(batch[0][1]):
                 flush()
             batch.append((job, prepared))
-            if len(batch) >= predictor.batch_size:
+            if len(batch) >= predictor.options.batch_size:
                 flush()
         while len(writing) > 2 * writers:
             job, future = writing.popleft()
@@ -90,7 +96,7 @@ def _run(
 
 
 def _outcome(job: Job, future: Future) -> Any:
-    """The result of a future, or the ``UserError`` that it raised, which names the job."""
+    """Return the result of a future, or the ``UserError`` that it raised, which names the job."""
     try:
         return future.result()
     except UserError as error:
@@ -99,12 +105,12 @@ def _outcome(job: Job, future: Future) -> Any:
         return UserError(f"{job.name} does not fit into memory; make it smaller")
 
 
-def _network(predictor: Predictor, batch: list[tuple[Job, Prepared]]) -> list[Any]:
-    """The network's outputs; for an image that does not fit into memory the ``UserError`` that says so."""
+def _run_network(predictor: Predictor, batch: list[tuple[Job, PreparedImage]]) -> list[Any]:
+    """Return the network's outputs; an image that does not fit into memory gives a ``UserError`` instead."""
     if not batch:
         return []
     try:
-        return predictor.network([prepared for _, prepared in batch])
+        return predictor.run_network([prepared for _, prepared in batch])
     except (
         RuntimeError,
         MemoryError,
@@ -114,12 +120,12 @@ def _network(predictor: Predictor, batch: list[tuple[Job, Prepared]]) -> list[An
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(batch) > 1:
-            return [output for item in batch for output in _network(predictor, [item])]
+            return [output for item in batch for output in _run_network(predictor, [item])]
         return [UserError(f"{batch[0][0].name} does not fit into memory; use tiles, for instance --tile 2048x1024")]
 
 
-def _finish(predictor: Predictor, job: Job, prepared: Prepared, output: Any) -> UserError | None:
+def _finish(predictor: Predictor, job: Job, prepared: PreparedImage, output: Any) -> UserError | None:
     if isinstance(output, UserError):
         return output
-    job.save(predictor.finish(prepared, output))
+    job.save(predictor.postprocess(prepared, output))
     return None

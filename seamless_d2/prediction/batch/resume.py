@@ -1,4 +1,8 @@
-"""Which outputs are finished: files are told from those of other settings or inputs by a folder's two records."""
+"""Which outputs of an earlier run can be kept.
+
+An output folder has two records: the settings and the input files that its files were made of. A file counts as
+finished if both still agree and it is newer than they are.
+"""
 
 import hashlib
 import json
@@ -11,25 +15,26 @@ from detectron2.config import CfgNode
 
 from ...errors import UserError
 from ...io import write_json
+from ..options import PredictionOptions
 
 SETTINGS_FILE = "settings.json"
 INPUTS_FILE = "inputs.json"
 
 
-def begin(output: Path, settings: dict[str, Any], inputs: Mapping[str, Path], overwrite: bool) -> int:
+def record_run(output: Path, settings: dict[str, Any], inputs: Mapping[str, Path], overwrite: bool) -> int:
     """Record what an output folder is about to hold.
 
     Args:
-        output: the folder, created where needed.
-        settings: what the results depend on besides the inputs; json values.
-        inputs: the file of each name.
-        overwrite: whether other settings and other inputs may replace those that are recorded.
+        output: The folder, created if needed.
+        settings: What the results depend on besides the inputs, as json values.
+        inputs: The input file of each name.
+        overwrite: Whether other settings and other inputs may replace those that are recorded.
 
     Returns:
-        Nanoseconds since the epoch: files of these settings are not older (see ``is_fresh``).
+        The time of the settings in nanoseconds since the epoch; older files were made with others (see ``is_fresh``).
 
     Raises:
-        UserError: the folder holds results of other settings, or of other inputs under the same names.
+        UserError: The folder holds results of other settings, or of other inputs under the same names.
     """
     earlier = _read(output / SETTINGS_FILE)
     if earlier is not None and not overwrite:
@@ -52,13 +57,13 @@ def begin(output: Path, settings: dict[str, Any], inputs: Mapping[str, Path], ov
     if known | now != known:
         write_json(output / INPUTS_FILE, known | now)
     if earlier is None or overwrite:
-        # Its time divides the files: a run with --overwrite that is interrupted goes on where it was.
+        # Its time divides the files: a run with --overwrite that is interrupted resumes where it was.
         write_json(output / SETTINGS_FILE, settings, indent=2)
     return (output / SETTINGS_FILE).stat().st_mtime_ns
 
 
 def is_fresh(files: Iterable[Path], since: int, source: Path | None = None) -> bool:
-    """Whether all files are there, none older than ``since`` or than the file ``source`` that they were made of."""
+    """Return whether all files exist and none is older than ``since`` or than ``source``, which they are made of."""
     try:
         if source is not None:
             since = max(since, source.stat().st_mtime_ns)
@@ -67,12 +72,12 @@ def is_fresh(files: Iterable[Path], since: int, source: Path | None = None) -> b
         return False
 
 
-def prediction_settings(config: CfgNode, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that predictions depend on.
+def get_prediction_settings(config: CfgNode, options: PredictionOptions) -> dict[str, Any]:
+    """Return the settings that predictions depend on, as json values.
 
     Args:
-        config: of the ``Predictor``.
-        options: further ones, see ``files.predictor_options``.
+        config: The configuration of the ``Predictor``, with the options applied.
+        options: Its options.
     """
     model = config.MODEL.clone()
     model.defrost()
@@ -83,13 +88,13 @@ def prediction_settings(config: CfgNode, options: Mapping[str, Any]) -> dict[str
         "weights": [config.MODEL.WEIGHTS, *state],
         "thresholds": dict(config.MODEL.PANOPTIC_FPN.COMBINE),
         "short_side": config.INPUT.MIN_SIZE_TEST,
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
+        **options.fingerprint(),
         "model": hashlib.sha256((model.dump() + config.INPUT.dump()).encode()).hexdigest()[:16],
     }
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """None where there is none."""
+    """Return the content of a record, or None if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -102,7 +107,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _fingerprint(path: Path) -> list[str | int]:
-    """Place, and size and time where the file is there."""
+    """Return the path of a file, and its size and time if it exists."""
     try:
         state = path.stat()
     except OSError:

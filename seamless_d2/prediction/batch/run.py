@@ -1,10 +1,10 @@
-"""Prediction of files, folders, lists, videos and cameras into files: what ``tools/predict.py`` does."""
+"""Prediction of files, folders, lists, videos and cameras into files: the body of ``tools/predict.py``."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,26 +15,25 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from ...io import remove_temporaries, write_json
-from ..formats import assemble_coco, check_formats, format_files, number_images, read_image_ids, write_formats
-from ..predictor import Predictor, prediction_config
+from ..formats import FORMATS, check_formats, list_files, write_formats
+from ..options import PredictionOptions
+from ..predictor import Predictor
 from ..result import PanopticResult
-from ..tiles import DEFAULT_OVERLAP
+from .coco_folder import assemble_coco, number_images, read_image_ids
 from .pipeline import Job, run_jobs
-from .resume import begin, is_fresh, prediction_settings
+from .resume import get_prediction_settings, is_fresh, record_run
 from .sources import Source, find_sources
 from .video import Frames, Tracker, VideoFile
-
-_IMAGE_FORMATS = ("overlay", "labelled")
 
 
 @dataclass
 class Summary:
-    """What became of the inputs.
+    """The outcome of a run.
 
     Attributes:
-        written: files that are there now, those of earlier runs too, in the order of the inputs.
-        skipped: inputs that were finished before.
-        failures: one sentence per input that failed.
+        written: The files that exist now, those of earlier runs included, in the order of the inputs.
+        skipped: The number of inputs that were finished before.
+        failures: One sentence per input that failed.
     """
 
     written: list[Path] = field(default_factory=list)
@@ -42,12 +41,12 @@ class Summary:
     failures: list[str] = field(default_factory=list)
 
     def fail(self, error: UserError) -> None:
-        """Note a failure, and say so at once."""
+        """Note a failure, and report it at once."""
         self.failures.append(str(error))
         tqdm.write(f"error: {error}")
 
     def report(self, output: Path) -> None:
-        """Print what is there; raise ``UserError``, which lists the failures, where there are any."""
+        """Print what was written to ``output``; raise ``UserError`` that lists the failures, if there are any."""
         skipped = f", {self.skipped} inputs were finished before" if self.skipped else ""
         print(f"{len(self.written)} files in {output}{skipped}")
         if self.failures:
@@ -68,19 +67,19 @@ def predict_files(
     """Predict everything that ``inputs`` name; outputs keep the folder structure.
 
     Args:
-        predictor: the model; with ``raw=True`` for the format "raw".
-        inputs: see ``find_sources``.
-        output: folder, created where needed.
-        formats: see ``formats.FORMATS``.
-        overwrite: whether to do finished inputs again.
-        image_ids: a COCO json whose image ids the images get; default numbers.
-        max_frames: of each video or camera.
+        predictor: The model; made with ``raw=True`` for the format "raw".
+        inputs: Images, folders, lists, videos and camera numbers, see ``find_sources``.
+        output: The output folder, created if needed.
+        formats: Registered formats, see ``formats.FORMATS``.
+        overwrite: Whether to predict finished inputs again.
+        image_ids: A COCO json whose image ids the images get; default numbers.
+        max_frames: The largest number of frames of each video or camera; default all.
 
     Raises:
-        UserError: an input that does not exist, an output that cannot be written, an output folder that holds
-            predictions of another model, other settings or other inputs of the same names.
+        UserError: An input does not exist, the output cannot be written, or the output folder holds predictions of
+            another model, of other settings or of other inputs of the same names.
     """
-    settings = prediction_settings(predictor.cfg, predictor_options(predictor))
+    settings = get_prediction_settings(predictor.cfg, predictor.options)
     run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, max_frames)
     summary = run.predict(predictor, run.sources)
     run.assemble()
@@ -90,8 +89,7 @@ def predict_files(
 def predict_files_on(
     devices: Sequence[str],
     config: CfgNode,
-    weights: str | None,
-    options: dict[str, Any],
+    options: PredictionOptions,
     inputs: Sequence[str | Path],
     output: str | Path,
     formats: Iterable[str],
@@ -100,50 +98,42 @@ def predict_files_on(
     image_ids: str | Path | None = None,
     max_frames: int | None = None,
 ) -> Summary:
-    """``predict_files`` by one process per device; each takes every n-th input.
+    """Do the work of ``predict_files`` in one process per device; each takes every n-th input.
 
     Args:
-        devices: for instance ["cuda:0", "cuda:1"].
-        config, weights, options: what each process makes its ``Predictor`` of.
+        devices: The devices, for instance ["cuda:0", "cuda:1"].
+        config: The configuration of the model, with its MODEL.WEIGHTS.
+        options: The options of each process's ``Predictor``.
+        inputs, output, formats, overwrite, image_ids, max_frames: See ``predict_files``.
     """
-    made = prediction_config(config, weights, **{k: v for k, v in options.items() if k not in ("amp", "compile")})
-    affecting = {"amp": False, "tile": None, "overlap": DEFAULT_OVERLAP, "tta": ()}
-    settings = prediction_settings(made, affecting | {k: v for k, v in options.items() if k in affecting})
+    settings = get_prediction_settings(options.apply(config), options)
     run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, max_frames)
     shares = [run.sources[k :: len(devices)] for k in range(len(devices))]
     summary = Summary()
     with ProcessPoolExecutor(len(devices), mp_context=get_context("spawn")) as pool:
-        work = partial(_predict_share, run, config, weights, options)
+        work = partial(_predict_share, run, config, options)
         try:
             for part in pool.map(work, devices, shares):
                 summary.written += part.written
                 summary.skipped += part.skipped
                 summary.failures += part.failures
         except BrokenProcessPool:
-            raise UserError("a process was killed, perhaps for want of memory; start again to go on") from None
+            raise UserError(
+                "a process was killed, perhaps because memory ran out; start the same command again to resume"
+            ) from None
     run.assemble()
     return summary
 
 
 def _predict_share(
-    run: "_Run",
-    config: CfgNode,
-    weights: str | None,
-    options: dict[str, Any],
-    device: str,
-    sources: list[Source],
+    run: "_Run", config: CfgNode, options: PredictionOptions, device: str, sources: list[Source]
 ) -> Summary:
-    return run.predict(Predictor(config, weights, device, **options), sources) if sources else Summary()
-
-
-def predictor_options(predictor: Predictor) -> dict[str, Any]:
-    """Those options of a predictor that change its results."""
-    return {"amp": predictor.amp, "tile": predictor.tile, "overlap": predictor.overlap, "tta": list(predictor.tta)}
+    return run.predict(Predictor(config, None, device, **asdict(options)), sources) if sources else Summary()
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One call: what is read, and where it goes."""
+    """One run: what is read, and where it goes."""
 
     sources: list[Source]
     output: Path
@@ -151,7 +141,7 @@ class _Run:
     overwrite: bool
     image_ids: dict[str, int | str] | None
     max_frames: int | None
-    since: int  # see ``resume.begin``
+    since: int  # see ``record_run``
 
     @classmethod
     def prepare(
@@ -172,12 +162,12 @@ class _Run:
         if ids is not None:  # an image without an id is told now, not after the last image
             number_images([s.name for s in sources if s.kind == "image"], ids)
         files = {s.name: s.path for s in sources if isinstance(s.path, Path)}
-        since = begin(output, settings, files, overwrite)
+        since = record_run(output, settings, files, overwrite)
         remove_temporaries(output)
         return cls(sources, output, formats, overwrite, ids, max_frames, since)
 
     def predict(self, predictor: Predictor, sources: list[Source]) -> Summary:
-        """Predict some of the sources."""
+        """Predict some of the sources, and report on them."""
         summary = Summary()
         images = [s for s in sources if s.kind == "image"]
         todo = [s for s in images if self.overwrite or not self._finished(s, self.formats)]
@@ -185,7 +175,7 @@ class _Run:
         failed = self._predict_images(predictor, todo, summary)
         for source in images:
             if source.name not in failed:
-                files = format_files(self.output, source.name, self.formats)
+                files = list_files(self.output, source.name, self.formats)
                 summary.written += [path for paths in files.values() for path in paths]
         for source in sources:
             if source.kind != "image":
@@ -193,7 +183,7 @@ class _Run:
         return summary
 
     def _finished(self, source: Source, formats: Iterable[str]) -> bool:
-        files = format_files(self.output, source.name, formats)
+        files = list_files(self.output, source.name, formats)
         return is_fresh((path for paths in files.values() for path in paths), self.since, source.path)
 
     def _predict_images(self, predictor: Predictor, todo: list[Source], summary: Summary) -> set[str]:
@@ -215,7 +205,7 @@ class _Run:
 
     def _try_video(self, predictor: Predictor, source: Source, summary: Summary) -> None:
         try:
-            videos = {f: self.output / f"{source.name}_{f}.mp4" for f in self.formats if f in _IMAGE_FORMATS}
+            videos = {f: self.output / f"{source.name}_{f}.mp4" for f in self.formats if FORMATS[f].is_image}
             record = self._frames_record(source)
             earlier = self._finished_frames(source)
             finished = set(self.formats) <= set(earlier["formats"]) and is_fresh(videos.values(), self.since)
@@ -234,7 +224,7 @@ class _Run:
         return self.output / f"{source.name}.frames.json"
 
     def _finished_frames(self, source: Source) -> dict[str, Any]:
-        """What is finished of a video, no frames and formats where that is of other settings."""
+        """Return the record of the finished frames and formats of a video; empty if it is of other settings."""
         record = self._frames_record(source)
         path = source.path if isinstance(source.path, Path) else None
         done = json.loads(record.read_text(encoding="utf-8")) if is_fresh([record], self.since, path) else {}
@@ -243,7 +233,7 @@ class _Run:
         return done
 
     def _predict_video(self, predictor: Predictor, source: Source, videos: dict[str, Path]) -> int:
-        """Frame by frame in order; returns the number of frames."""
+        """Predict a video frame by frame; return the number of frames."""
         frames = Frames(source.path, self.max_frames)
         tracker = Tracker()
         files = {f: VideoFile(path, frames.fps) for f, path in videos.items()}
@@ -273,7 +263,7 @@ class _Run:
             except KeyboardInterrupt:
                 if source.kind != "camera":
                     raise
-                # The one way to end a camera: what it has shown is kept.
+                # The one way to end a camera: the frames so far are kept.
             frames.check_complete()
             for file in files.values():
                 file.finish()
@@ -283,7 +273,7 @@ class _Run:
         return frames.read
 
     def _names(self) -> Iterator[str]:
-        """Of all finished images and frames."""
+        """Yield the names of all finished images and frames."""
         for source in self.sources:
             if source.kind != "image":
                 frames = self._finished_frames(source)["frames"]
@@ -292,7 +282,7 @@ class _Run:
                 yield source.name
 
     def assemble(self) -> None:
-        """Write the COCO json files of all that is there."""
+        """Write the COCO json files of everything that is finished."""
         if "coco" in self.formats:
             assemble_coco(self.output, self._names(), self.image_ids)
 

@@ -29,7 +29,7 @@ def test_same_outputs(toy_cfg, norm: str, depth: int) -> None:
     left = [m for m in folded.modules() if hasattr(m, "running_var")]
     assert not left and any(isinstance(m, FoldedNorm) for m in folded.modules())
     inputs = [{"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)}]
-    (a,), (b,) = (m.network(inputs, all_outputs=True) for m in (model, folded))
+    (a,), (b,) = (m.run_network(inputs, all_outputs=True) for m in (model, folded))
     assert (a.logits - b.logits).abs().max() < 1e-4 * a.logits.abs().max()
     assert len(a.detections) == len(b.detections) > 0
     assert torch.allclose(a.detections.scores, b.detections.scores, atol=1e-4)

@@ -17,8 +17,8 @@ def test_results_do_not_depend_on_batches(model_files, predictor) -> None:
     images = [make_image(*size, seed=k) for k, size in enumerate(sizes)]
     batched = Predictor(*model_files, device="cpu", batch_size=3)
     seen = []
-    network = batched.network
-    batched.network = lambda prepared: seen.append(len(prepared)) or network(prepared)
+    network = batched.run_network
+    batched.run_network = lambda prepared: seen.append(len(prepared)) or network(prepared)
     results = {}
     jobs = [Job(str(k), lambda k=k: images[k], lambda r, k=k: results.update({k: r})) for k in range(len(images))]
     assert [job.name for job, error in run_jobs(batched, jobs) if error is None] == [str(k) for k in range(7)]
@@ -54,21 +54,21 @@ def test_failures_keep_their_place_and_the_rest_goes_on(predictor) -> None:
 
 def test_a_image_that_does_not_fit_is_named(model_files) -> None:
     small = Predictor(*model_files, device="cpu", batch_size=2)
-    network = small.network
+    network = small.run_network
 
     def limited(prepared):
         if len(prepared) > 1 or prepared[0].image.shape[0] > 100:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         return network(prepared)
 
-    small.network = limited
+    small.run_network = limited
     saved = []
     images = [make_image(), make_image(), make_image(120, 70)]
     jobs = (Job(f"{k}.jpg", lambda k=k: images[k], lambda r, k=k: saved.append(k)) for k in range(3))
     errors = [error for _, error in run_jobs(small, jobs)]
     assert sorted(saved) == [0, 1] and errors[:2] == [None, None]
     assert "2.jpg does not fit into memory; use tiles" in str(errors[2])
-    small.network = lambda prepared: 1 / 0
+    small.run_network = lambda prepared: 1 / 0
     with pytest.raises(ZeroDivisionError):
         list(run_jobs(small, [Job("x", make_image, saved.append)]))
 

@@ -17,6 +17,7 @@ from seamless_d2.config import load_config
 from seamless_d2.errors import UserError
 from seamless_d2.prediction.batch.run import predict_files, predict_files_on
 from seamless_d2.prediction.formats import FORMATS
+from seamless_d2.prediction.options import PredictionOptions
 
 from ...helpers.images import make_image
 
@@ -121,12 +122,10 @@ def test_two_processes_give_the_files_of_one(
     inputs = [tmp_path / f"{k}.png" for k in range(3)] + [tmp_path / "3.png"]
     (tmp_path / "3.png").write_bytes(b"")
     predict_files(predictor, inputs, tmp_path / "one", ["coco"])
-    options = {"batch_size": 1, "amp": False, "compile": False, "short_side": None, "tile": None, "overlap": 256}
     summary = predict_files_on(
         ["cpu", "cpu"],
-        load_config(model_files[0]),
-        str(model_files[1]),
-        options | {"tta": (), "raw": False},  # as the tool gives them
+        load_config(model_files[0], ["MODEL.WEIGHTS", str(model_files[1])]),
+        PredictionOptions(),
         inputs,
         tmp_path / "two",
         ["coco"],

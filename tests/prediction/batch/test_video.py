@@ -14,7 +14,7 @@ from seamless_d2.prediction.batch.video import Frames, Tracker, VideoFile
 from seamless_d2.visualization import segment_color
 
 from ...helpers.images import make_image
-from ..test_formats import CLASSES
+from ...helpers.panoptic_files import CLASSES
 
 
 def scene(*boxes: tuple[int, int, int, int, int]) -> PanopticResult:
