@@ -390,7 +390,7 @@ def train_model(info: dict) -> tuple[SeamlessPanoptic, CfgNode]:
 
 
 def train_targets(info: dict, numbers: dict[str, np.ndarray]) -> tuple[Instances, Tensor]:
-    """Ground ground truth of a training case: ``instances`` and ``sem_seg`` of Detectron2's dicts."""
+    """Ground truth of a training case: ``instances`` and ``sem_seg`` of Detectron2's dicts."""
     segment_map, categories = numbers["msk"][0].astype(np.int32), numbers["cat"]
     crowd, boxes = numbers["iscrowd"], numbers["bbx"]
     is_thing = (categories >= info["num_stuff"]) & (categories != 255)

@@ -22,7 +22,6 @@ from ..errors import UserError
 from ..io import ids_to_rgb, read_image_size
 from ..prediction import PanopticResult, Predictor
 from ..prediction.batch.sources import IMAGE_SUFFIXES
-from ..prediction.formats import coco_json
 
 _TITLE = "seamless_d2: panoptic segmentation"
 _MAX_PIXELS = 64_000_000
@@ -117,7 +116,7 @@ def write_archive(result: PanopticResult, path: Path, name: str) -> None:
     Image.fromarray(result.overlay()).save(overlay, format="JPEG", quality=92)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(f"panoptic/{name}.png", png.getvalue())
-        archive.writestr("panoptic.json", json.dumps(coco_json(result, f"{name}.png", 1)))
+        archive.writestr("panoptic.json", json.dumps(result.to_coco(f"{name}.png")[1]))
         archive.writestr(f"{name}_labelled.jpg", overlay.getvalue())
 
 

@@ -19,6 +19,7 @@ from seamless_d2.errors import UserError
 from seamless_d2.io import save_image
 from seamless_d2.prediction.batch.coco_folder import assemble_coco, number_images, read_image_ids
 from seamless_d2.prediction.formats import FORMATS, write_formats
+from seamless_d2.prediction.result import HeadOutputs
 
 from ..helpers.images import make_image
 from ..helpers.panoptic_files import CLASSES
@@ -166,8 +167,9 @@ def test_image_ids(tmp_path: Path) -> None:
 
 
 def test_raw_keeps_only_its_own_numbers(tmp_path: Path) -> None:
-    raw = {"sem_pred": torch.zeros(1000, 10, dtype=torch.int64)[:5], "bbx_pred": None}
-    raw |= {"cls_pred": None, "obj_pred": None, "msk_pred": None}
+    empty = torch.zeros(0)
+    labels = torch.zeros(1000, 10, dtype=torch.int64)[:5]
+    raw = HeadOutputs(labels, torch.zeros(0, 4), empty.long(), empty, torch.zeros(0, 28, 28))
     there = PanopticResult(make_image(), result().panoptic_seg, [], CLASSES, raw)
     (file,) = write_formats(there, tmp_path, "a", ["raw"])
     assert file.name == "a.pth.tar" and file.stat().st_size < 5000

@@ -1,4 +1,4 @@
-"""Ground ground truth as one map of segment ids."""
+"""Ground truth as one map of segment ids."""
 
 import numpy as np
 import pytest
