@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from seamless_d2.engine import main as run
+from seamless_d2.engine import run
 from seamless_d2.engine.dry_run import count_flops
 from seamless_d2.engine.setup import check_device, load_and_check
 from seamless_d2.errors import UserError

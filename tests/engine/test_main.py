@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.engine import default_argument_parser
 
-from seamless_d2.engine import main as run
+from seamless_d2.engine import run
 from seamless_d2.errors import UserError
 
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask", "loss_sem_seg"}

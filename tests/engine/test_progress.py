@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from seamless_d2 import get_config
-from seamless_d2.engine import main as run
+from seamless_d2.engine import run
 from seamless_d2.engine.plots import plot_metrics, read_metrics
 from seamless_d2.engine.progress import ProgressPrinter, WandbWriter, build_writers, resident_memory
 from seamless_d2.errors import UserError

@@ -16,7 +16,7 @@ from seamless_d2.data.prepare.cityscapes import prepare_cityscapes
 from seamless_d2.data.prepare.polygons import prepare_polygons
 from seamless_d2.data.prepare.vistas import prepare_vistas
 from seamless_d2.data.toy_streets import CATEGORIES, write_toy_streets
-from seamless_d2.engine import main as run
+from seamless_d2.engine import run
 from seamless_d2.io import read_id_map
 from seamless_d2.seamseg.dataset_to_coco import write_seamseg
 
