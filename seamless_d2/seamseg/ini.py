@@ -1,4 +1,4 @@
-"""The original's ini settings -> our configuration.
+"""From the original's ini settings to our configuration.
 
 Every key of the original is either mapped, or listed with the reason why it has no counterpart; a key that the
 original does not know is an error.
@@ -11,125 +11,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
+from .ini_defaults import KINDS, NOT_APPLICABLE, get_defaults
 from .names import NormMode
 
-# Section -> key -> the original's default (its file panoptic.ini).
-DEFAULTS: dict[str, dict[str, str]] = {
-    "general": {
-        "val_interval": "1",
-        "log_interval": "10",
-        "score_threshold": "0.5",
-        "overlap_threshold": "0.5",
-        "min_stuff_area": "4096",
-        "eval_mode": "panoptic",
-        "eval_coco": "no",
-        "cudnn_benchmark": "no",
-    },
-    "body": {
-        "body": "resnet50",
-        "weights": "",
-        "normalization_mode": "syncbn",
-        "activation": "leaky_relu",
-        "activation_slope": "0.01",
-        "gn_groups": "16",
-        "body_params": "{}",
-        "num_frozen": "2",
-        "bn_frozen": "yes",
-        "out_channels": '{"mod1": 64, "mod2": 256, "mod3": 512, "mod4": 1024, "mod5": 2048}',
-        "out_strides": '{"mod1": 4, "mod2": 4, "mod3": 8, "mod4": 16, "mod5": 32}',
-    },
-    "fpn": {
-        "out_channels": "256",
-        "extra_scales": "0",
-        "interpolation": "nearest",
-        "inputs": '["mod2", "mod3", "mod4", "mod5"]',
-        "out_strides": "(4, 8, 16, 32)",
-    },
-    "rpn": {
-        "hidden_channels": "256",
-        "stride": "1",
-        "anchor_ratios": "(1., 0.5, 2.)",
-        "anchor_scale": "8",
-        "nms_threshold": "0.7",
-        "num_pre_nms_train": "12000",
-        "num_post_nms_train": "2000",
-        "num_pre_nms_val": "6000",
-        "num_post_nms_val": "300",
-        "min_size": "16",
-        "num_samples": "256",
-        "pos_ratio": ".5",
-        "pos_threshold": ".7",
-        "neg_threshold": ".3",
-        "void_threshold": "0.7",
-        "fpn_min_level": "0",
-        "fpn_levels": "4",
-        "sigma": "3.",
-    },
-    "roi": {
-        "roi_size": "(14, 14)",
-        "num_samples": "128",
-        "pos_ratio": ".25",
-        "pos_threshold": ".5",
-        "neg_threshold_hi": ".5",
-        "neg_threshold_lo": "0.",
-        "void_threshold": "0.7",
-        "void_is_background": "no",
-        "nms_threshold": "0.3",
-        "score_threshold": "0.05",
-        "max_predictions": "100",
-        "fpn_min_level": "0",
-        "fpn_levels": "4",
-        "fpn_canonical_scale": "224",
-        "fpn_canonical_level": "2",
-        "sigma": "1.",
-        "bbx_reg_weights": "(10., 10., 5., 5.)",
-    },
-    "sem": {"fpn_min_level": "0", "fpn_levels": "4", "pooling_size": "(64, 64)", "ohem": ".25"},
-    "optimizer": {
-        "lr": "0.01",
-        "weight_decay": "0.0001",
-        "weight_decay_norm": "yes",
-        "momentum": "0.9",
-        "nesterov": "yes",
-        "loss_weights": "(1., 1., 1., 1., 1., 1.)",
-    },
-    "scheduler": {
-        "epochs": "90",
-        "type": "poly",
-        "update_mode": "batch",
-        "params": '{"gamma": 0.9}',
-        "burn_in_steps": "500",
-        "burn_in_start": "0.333",
-    },
-    "dataloader": {
-        "shortest_size": "1024",
-        "longest_max_size": "2048",
-        "train_batch_size": "",
-        "val_batch_size": "",
-        "rgb_mean": "(0.485, 0.456, 0.406)",
-        "rgb_std": "(0.229, 0.224, 0.225)",
-        "random_flip": "yes",
-        "random_scale": "(0.8, 1)",
-        "num_workers": "8",
-        "train_set": "",
-        "val_set": "",
-        "coco_gt": "",
-    },
-}
 
-NOT_APPLICABLE = {
-    ("general", "val_interval"): "counts epochs; set TEST.EVAL_PERIOD in iterations",
-    ("general", "log_interval"): "Detectron2 logs every 20 iterations",
-    ("general", "eval_coco"): "AP is evaluated whenever MODEL.SEAMLESS.OUTPUTS lists instances",
-    ("body", "weights"): "initial weights; convert them with `convert_weights.py torchvision` and set MODEL.WEIGHTS",
-    ("body", "out_channels"): "follows from the body",
-    ("body", "out_strides"): "follows from the body",
-    ("fpn", "out_strides"): "follows from the levels",
-    ("dataloader", "val_batch_size"): "evaluation takes one image at a time",
-    ("dataloader", "train_set"): "data sets are named by DATASETS.TRAIN",
-    ("dataloader", "val_set"): "data sets are named by DATASETS.TEST",
-    ("dataloader", "coco_gt"): "derived from the panoptic ground truth",
-}
+def find_kind(text: str) -> str:
+    """Return which of ``KINDS`` an ini describes: with [sem] a panoptic model, else by the number of its losses."""
+    parser = configparser.ConfigParser(allow_no_value=True, interpolation=None)
+    try:
+        parser.read_string(text)
+        weights = ast.literal_eval(parser.get("optimizer", "loss_weights", fallback="()"))
+    except (configparser.Error, ValueError, SyntaxError):
+        return "panoptic"  # whose conversion names what is wrong
+    if not parser.has_section("sem"):
+        for kind, losses in KINDS.items():
+            if isinstance(weights, tuple) and len(weights) == losses:
+                return kind
+    return "panoptic"
+
 
 # The original's longest_max_size does not bind in testing; no image reaches this.
 UNBOUND_SIZE = 1_000_000
@@ -152,14 +51,14 @@ class Ini:
         UserError: text that is no ini, or with a section or key that the original does not know.
     """
 
-    def __init__(self, text: str, source: str) -> None:
-        self.source = source
+    def __init__(self, text: str, source: str, kind: str = "panoptic") -> None:
+        self.source, self.kind = source, kind
         parser = configparser.ConfigParser(allow_no_value=True, interpolation=None)
         try:
             parser.read_string(text)
         except configparser.Error as error:
             raise UserError(f"{source} is not an ini file: {str(error).splitlines()[0]}") from None
-        self.values = {(s, k): v for s, keys in DEFAULTS.items() for k, v in keys.items()}
+        self.values = get_defaults(kind)
         for section in parser.sections():
             for key, value in parser[section].items():
                 if (section, key) not in self.values:
@@ -200,33 +99,42 @@ class Ini:
             raise UserError(f"{self.source}: [{section}] {key} = {given}; only {value} is supported")
 
 
-def convert_ini(text: str, source: str = "config.ini") -> Converted:
+def convert_ini(text: str, source: str = "config.ini", kind: str | None = None) -> Converted:
     """Convert the text of a seamseg ini.
 
     Args:
-        text: the ini, complete or not.
-        source: name for messages.
+        text: The ini, complete or not.
+        source: The name of the file, for error messages.
+        kind: One of ``KINDS``; default as ``find_kind`` says. Models without a semantic head become Detectron2's
+            ``GeneralizedRCNN`` of our components.
 
     Raises:
-        UserError: unknown keys, malformed values, or settings that have no counterpart here.
+        UserError: A key is unknown, a value malformed, or a setting has no counterpart here.
     """
-    ini = Ini(text, source)
+    ini = Ini(text, source, kind or find_kind(text))
     result = Converted()
     result.settings["MODEL.SEAMLESS.ORIGINAL_CONVENTIONS"] = True
     for convert in (_general, _body, _fpn_and_rpn, _roi, _sem, _optimizer, _scheduler, _dataloader):
         convert(ini, result.settings)
     for (section, key), reason in NOT_APPLICABLE.items():
+        if (section, key) not in ini.values:
+            continue
         result.notes.append(f"[{section}] {key} = {ini.text(section, key) or '(empty)'}: {reason}")
     return result
 
 
 def _general(ini: Ini, out: dict[str, Any]) -> None:
+    out["CUDNN_BENCHMARK"] = bool(ini.get("general", "cudnn_benchmark"))
+    if ini.kind != "panoptic":
+        out["MODEL.META_ARCHITECTURE"] = "GeneralizedRCNN"
+        out["MODEL.MASK_ON"] = ini.kind == "instance_seg"
+        out["MODEL.SEAMLESS.OUTPUTS"] = ["instances"]
+        return
     combine = "MODEL.PANOPTIC_FPN.COMBINE."
     out[combine + "INSTANCES_CONFIDENCE_THRESH"] = float(ini.get("general", "score_threshold"))
     out[combine + "OVERLAP_THRESH"] = float(ini.get("general", "overlap_threshold"))
     out[combine + "STUFF_AREA_LIMIT"] = int(ini.get("general", "min_stuff_area"))
     out["TEST.EVAL_MODE"] = ini.choice("general", "eval_mode", ("panoptic", "separate"))
-    out["CUDNN_BENCHMARK"] = bool(ini.get("general", "cudnn_benchmark"))
 
 
 def _body(ini: Ini, out: dict[str, Any]) -> None:
@@ -237,7 +145,7 @@ def _body(ini: Ini, out: dict[str, Any]) -> None:
     out["MODEL.RESNETS.RES2_OUT_CHANNELS"] = 256 if out["MODEL.RESNETS.DEPTH"] >= 50 else 64
     out["MODEL.RESNETS.STRIDE_IN_1X1"] = False
     params = dict(ini.get("body", "body_params"))
-    plain = {"dilation": 1, "dropout": None, "caffe_mode": False}
+    plain = {"dilation": 1, "dropout": None, "caffe_mode": False, "keep_outputs": False}
     odd = [key for key, value in params.items() if key not in plain or value != plain[key]]
     if odd:
         raise UserError(f"{ini.source}: [body] body_params sets {odd[0]!r}, which is not supported; only {{}} is")
@@ -273,7 +181,10 @@ def _fpn_and_rpn(ini: Ini, out: dict[str, Any]) -> None:
     out["MODEL.FPN.OUT_CHANNELS"] = int(ini.get("fpn", "out_channels"))
     out["MODEL.FPN.EXTRA_LEVELS"] = int(ini.get("fpn", "extra_scales"))
     levels = _levels(ini, "rpn", _num_levels(ini))
-    scale = ini.get("rpn", "anchor_scale")
+    key = "anchor_scale" if ini.kind == "panoptic" else "anchor_scales"
+    scale = ini.get("rpn", key)
+    if not isinstance(scale, (int, float)):
+        raise UserError(f"{ini.source}: [rpn] {key} = {scale}; the original takes one number, such as 8")
     out["MODEL.ANCHOR_GENERATOR.SIZES"] = [[scale * 2 ** int(level[1:])] for level in levels]
     out["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"] = [[float(r) for r in ini.get("rpn", "anchor_ratios")]]
     out["MODEL.ANCHOR_GENERATOR.OFFSET"] = 0.5
@@ -323,10 +234,13 @@ def _roi(ini: Ini, out: dict[str, Any]) -> None:
     out[box + "SMOOTH_L1_BETA"] = 1 / float(ini.get("roi", "sigma")) ** 2
     out[box + "NUM_FC"], out[box + "FC_DIM"] = 2, 1024
     out[mask + "NUM_CONV"], out[mask + "CONV_DIM"] = 4, 256
-    out[mask + "VOID_IS_BACKGROUND"] = bool(ini.get("roi", "void_is_background"))
+    if ini.kind != "detection":
+        out[mask + "VOID_IS_BACKGROUND"] = bool(ini.get("roi", "void_is_background"))
 
 
 def _sem(ini: Ini, out: dict[str, Any]) -> None:
+    if ini.kind != "panoptic":
+        return
     head = "MODEL.SEM_SEG_HEAD."
     out[head + "IN_FEATURES"] = _levels(ini, "sem", _num_levels(ini))
     size = ini.get("sem", "pooling_size")
@@ -344,16 +258,18 @@ def _optimizer(ini: Ini, out: dict[str, Any]) -> None:
     out["SOLVER.MOMENTUM"] = float(ini.get("optimizer", "momentum"))
     out["SOLVER.NESTEROV"] = bool(ini.get("optimizer", "nesterov"))
     weights = [float(w) for w in ini.get("optimizer", "loss_weights")]
-    if len(weights) != 6:
-        raise UserError(f"{ini.source}: [optimizer] loss_weights has {len(weights)} numbers; it must have 6")
+    if len(weights) != KINDS[ini.kind]:
+        raise UserError(
+            f"{ini.source}: [optimizer] loss_weights has {len(weights)} numbers; it must have {KINDS[ini.kind]}"
+        )
     if weights[0] == 0:
         raise UserError(f"{ini.source}: [optimizer] loss_weights: the objectness weight cannot be 0 here")
     out["MODEL.RPN.LOSS_WEIGHT"] = weights[0]
     out["MODEL.RPN.BBOX_REG_LOSS_WEIGHT"] = weights[1] / weights[0]  # Detectron2 multiplies it with LOSS_WEIGHT
     out["MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT"] = weights[2]
     out["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT"] = weights[3]
-    out["MODEL.ROI_MASK_HEAD.LOSS_WEIGHT"] = weights[4]
-    out["MODEL.SEM_SEG_HEAD.LOSS_WEIGHT"] = weights[5]
+    heads = ("MODEL.ROI_MASK_HEAD.LOSS_WEIGHT", "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT")
+    out.update(zip(heads, weights[4:], strict=False))  # as many as the kind of model has
 
 
 def _scheduler(ini: Ini, out: dict[str, Any]) -> None:

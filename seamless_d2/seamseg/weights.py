@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from ..checkpoint.checkpointer import load_file, write_checkpoint
@@ -20,11 +21,19 @@ from .ini import Ini, convert_ini
 from .names import NormMode, original_names, to_original, to_ours
 
 MODULES = ("body", "rpn_head", "roi_head", "sem_head")
+REQUIRED = MODULES[:3]
 
 
 @dataclass
 class Snapshot:
-    """An original model: ``state`` with module prefixes, the ini text, and the content of metadata.bin if known."""
+    """A model of the original program.
+
+    Attributes:
+        state: The tensors by name, with the prefix of their module (one of ``MODULES``).
+        config: The text of its ini.
+        meta: The "meta" part of its metadata.bin, or None if it is not known.
+        source: The file, for error messages.
+    """
 
     state: dict[str, Tensor]
     config: str
@@ -32,13 +41,23 @@ class Snapshot:
     source: str
 
     @property
-    def num_classes(self) -> int:
-        """All semantic classes C."""
-        return self.state["sem_head.conv_sem.weight"].shape[0]
+    def kind(self) -> str:
+        """Which of ``ini.KINDS`` the model is."""
+        if "sem_head.conv_sem.weight" in self.state:
+            return "panoptic"
+        return "instance_seg" if "roi_head.roi_msk.weight" in self.state else "detection"
 
     @property
     def num_things(self) -> int:
+        """The number T of thing classes."""
         return self.state["roi_head.roi_cls.weight"].shape[0] - 1
+
+    @property
+    def num_classes(self) -> int:
+        """The number C of all classes; without a semantic head the metadata knows, or there are only things."""
+        if self.kind == "panoptic":
+            return self.state["sem_head.conv_sem.weight"].shape[0]
+        return self.num_things if self.meta is None else len(self.meta["categories"])
 
 
 def _read_tensors(source: str, data: bytes | None) -> dict[str, Any]:
@@ -93,15 +112,14 @@ def read_snapshot(path: str | Path, config: str | Path | None = None, metadata: 
     state_dict = content.get("state_dict")
     if not isinstance(state_dict, dict):
         raise UserError(f"{path} has no state_dict; it is not a seamseg snapshot")
-    missing = [m for m in MODULES if not state_dict.get(m)]
+    missing = [m for m in REQUIRED if not state_dict.get(m)]
     if missing:
-        raise UserError(
-            f"{path} has no {', '.join(missing)}; only complete panoptic models of seamseg can be converted"
-        )
-    state = {f"{m}.{k}": v for m in MODULES for k, v in state_dict[m].items()}
-    for name in ("sem_head.conv_sem.weight", "roi_head.roi_cls.weight"):
+        raise UserError(f"{path} has no {', '.join(missing)}; only complete models of seamseg can be converted")
+    state = {f"{m}.{k}": v for m in MODULES for k, v in (state_dict.get(m) or {}).items()}
+    names = ["roi_head.roi_cls.weight", *(["sem_head.conv_sem.weight"] if state_dict.get("sem_head") else [])]
+    for name in names:
         if name not in state:
-            raise UserError(f"{path} has no tensor {name}; only complete panoptic models of seamseg can be converted")
+            raise UserError(f"{path} has no tensor {name}; only complete models of seamseg can be converted")
     if config is not None:
         if not Path(config).is_file():
             raise UserError(f"config {config} does not exist; check the path")
@@ -113,6 +131,8 @@ def read_snapshot(path: str | Path, config: str | Path | None = None, metadata: 
         if not Path(metadata).is_file():
             raise UserError(f"metadata {metadata} does not exist; check the path")
         meta_bytes = Path(metadata).read_bytes()
+    if "[sem]" in text and not state_dict.get("sem_head"):
+        raise UserError(f"{path} has no sem_head, but its settings describe a panoptic model; get the file again")
     meta = read_metadata(meta_bytes, str(metadata or path))["meta"] if meta_bytes else None
     return Snapshot(state, text, meta, str(path))
 
@@ -174,9 +194,7 @@ def _check_complete(state: dict[str, Tensor], cfg: CfgNode, source: str) -> None
 
 def build_model_state(cfg: CfgNode) -> dict[str, torch.Size]:
     """Names and shapes of the tensors of the model of ``cfg``, bookkeeping counters left out."""
-    from ..modeling.panoptic import SeamlessPanoptic
-
-    model = SeamlessPanoptic(cfg)
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     return {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 
@@ -186,8 +204,8 @@ def convert_snapshot(snapshot: Snapshot) -> tuple[dict[str, Tensor], CfgNode, li
     Raises:
         UserError: tensors that are missing, left over or contradict the settings or metadata.
     """
-    ini = Ini(snapshot.config, f"config of {snapshot.source}")
-    converted = convert_ini(snapshot.config, f"config of {snapshot.source}")
+    ini = Ini(snapshot.config, f"config of {snapshot.source}", snapshot.kind)
+    converted = convert_ini(snapshot.config, f"config of {snapshot.source}", snapshot.kind)
     settings = converted.settings
     settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = snapshot.num_classes
     settings["MODEL.ROI_HEADS.NUM_CLASSES"] = snapshot.num_things
@@ -293,7 +311,7 @@ def export(checkpoint: str | Path, output: str | Path, config: str | Path | None
             raise UserError(f"{ini} describes another model than {config}: {key} would be {settings[key]}, not {node}")
     original = to_original(state, original_names(state, cfg.MODEL.RESNETS.DEPTH), mode)
     content: dict[str, Any] = {"config": text, "state_dict": {}, "training_meta": {}}
-    for module in MODULES:
+    for module in {name.split(".")[0]: None for name in original}:
         prefix = f"{module}."
         content["state_dict"][module] = {k.removeprefix(prefix): v for k, v in original.items() if k.startswith(prefix)}
     with atomic_write(output) as file:

@@ -88,7 +88,9 @@ def test_every_combination(
 PAIRS = [
     (backbone, rpn, roi_heads, head)
     for k, backbone in enumerate(BACKBONES)
-    for j, (roi_heads, head) in enumerate(zip(ROI_HEADS, [*SEMANTIC_HEADS][k % 3 :] + [*SEMANTIC_HEADS][: k % 3], strict=True))
+    for j, (roi_heads, head) in enumerate(
+        zip(ROI_HEADS, [*SEMANTIC_HEADS][k % 3 :] + [*SEMANTIC_HEADS][: k % 3], strict=True)
+    )
     for rpn in [[*RPNS][(k + j) % 2]]
 ]
 

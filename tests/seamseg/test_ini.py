@@ -4,7 +4,8 @@ import pytest
 
 from seamless_d2.config import load_config
 from seamless_d2.errors import UserError
-from seamless_d2.seamseg.ini import DEFAULTS, NOT_APPLICABLE, convert_ini
+from seamless_d2.seamseg.ini import convert_ini
+from seamless_d2.seamseg.ini_defaults import DEFAULTS, NOT_APPLICABLE
 from seamless_d2.seamseg.weights import convert_config, settings_to_config
 
 from ..helpers.original_files import metadata_bytes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 
 from seamless_d2 import add_seamless_config
 from seamless_d2.checkpoint import load_weights
@@ -16,7 +16,7 @@ from seamless_d2.errors import UserError
 from seamless_d2.seamseg.dataset import read_metadata
 from seamless_d2.seamseg.weights import convert, export
 
-from ..helpers.original_files import ini_text, metadata_bytes, save, small_model, snapshot_content
+from ..helpers.original_files import ini_text, metadata_bytes, partial_ini, save, small_model, snapshot_content
 
 
 def load_converted(path):
@@ -81,7 +81,7 @@ def drop(module: str, key: str):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c["state_dict"].pop("sem_head"), "no sem_head; only complete panoptic models"),
+        (lambda c: c["state_dict"].pop("sem_head"), "no sem_head, but its settings describe a panoptic model"),
         (lambda c: c.pop("state_dict"), "not a seamseg snapshot"),
         (lambda c: c.pop("config"), "--config"),
         (lambda c: c.update(config="[train]\nlr = 1\n"), "'lr'.*not one of seamseg's settings"),
@@ -168,3 +168,39 @@ def test_command_line(tmp_path, request) -> None:
     assert result.returncode == 0, result.stderr
     assert "wrote m.pth" in result.stdout and "not converted" in result.stdout
     assert (tmp_path / "m.yaml").is_file()
+
+
+@pytest.mark.parametrize("kind", ["instance_seg", "detection"])
+@pytest.mark.parametrize("with_metadata", [False, True])
+def test_models_without_a_semantic_head(tmp_path, kind: str, with_metadata: bool) -> None:
+    """They become Detectron2's GeneralizedRCNN of our components, and go back."""
+    text = partial_ini(kind)
+    model = small_model(text=text)
+    assert type(model) is GeneralizedRCNN and model.roi_heads.mask_on == (kind == "instance_seg")
+    snapshot = save(snapshot_content(model, text=text), tmp_path / "m.pth.tar")
+    (tmp_path / "metadata.bin").write_bytes(metadata_bytes())
+    convert(snapshot, tmp_path / "m.pth", metadata=tmp_path / "metadata.bin" if with_metadata else None)
+    converted, cfg = load_converted(tmp_path / "m.pth")
+    assert type(converted) is GeneralizedRCNN and bool(cfg.MODEL.SEAMLESS.CLASS_NAMES) == with_metadata
+    expected, got = run(model)["instances"], run(converted)["instances"]
+    assert len(expected) and torch.allclose(got.scores, expected.scores, rtol=0, atol=1e-5)
+    assert got.has("pred_masks") == (kind == "instance_seg")
+    # The same boxes as those of the complete model that has these tensors.
+    complete = small_model()
+    complete.load_state_dict(model.state_dict(), strict=False)
+    complete.roi_heads.box_predictor.load_state_dict(model.roi_heads.box_predictor.state_dict())
+    assert torch.equal(run(complete)["instances"].pred_boxes.tensor, expected.pred_boxes.tensor)
+    (tmp_path / "m.ini").write_text(text)
+    export(tmp_path / "m.pth", tmp_path / "back.pth.tar", None, tmp_path / "m.ini")
+    back = torch.load(tmp_path / "back.pth.tar", weights_only=True)["state_dict"]
+    assert set(back) == {"body", "rpn_head", "roi_head"}
+
+
+def test_an_ini_of_another_kind_is_told(tmp_path) -> None:
+    content = snapshot_content(small_model(text=partial_ini("detection")), text=partial_ini("detection"))
+    content["config"] = partial_ini("instance_seg")
+    with pytest.raises(UserError, match="loss_weights has 5 numbers; it must have 4"):
+        convert(save(content, tmp_path / "m.pth.tar"), tmp_path / "m.pth")
+    content["config"] = partial_ini("detection").replace("anchor_scales = 8", "anchor_scales = (8., 16., 32.)")
+    with pytest.raises(UserError, match="anchor_scales = .*; the original takes one number, such as 8"):
+        convert(save(content, tmp_path / "m.pth.tar"), tmp_path / "m.pth")
