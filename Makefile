@@ -6,7 +6,7 @@
 #   PYTEST_ARGS  more arguments for pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint benchmark clean
+.PHONY: help install demo test test-fast lint benchmark clean
 
 ifeq ($(origin PYTHON),undefined)
 PYTHON := $(shell .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -29,9 +29,13 @@ demo: install ## predict, train and evaluate on a small example
 test: install ## run the tests
 	.venv/bin/python -m pytest -q tests $(PYTEST_ARGS)
 
-lint: install ## check style and formatting
+test-fast: install ## run the tests that take less than a few seconds each
+	.venv/bin/python -m pytest -q tests -m "not slow" -n 2 $(PYTEST_ARGS)
+
+lint: install ## check style, formatting and the layers of imports
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
+	.venv/bin/lint-imports
 
 benchmark: install ## measure speed and memory against Detectron2, on the GPU if there is one
 	.venv/bin/python tools/benchmark.py all --against detectron2

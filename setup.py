@@ -61,9 +61,13 @@ setup(
     extras_require={
         # cityscapesscripts only to compare with: the preparation of Cityscapes needs no package of its own
         # gradio, playwright: the demo page is tested in a browser where one is installed
+        # timm: Detectron2's plain ViT and Swin import it
         "dev": [
             "pytest>=7.4",
+            "pytest-xdist>=3.5",
             "ruff>=0.9",
+            "import-linter>=2.3",
+            "timm>=1.0",
             "build>=1.0",
             "setuptools>=70.1",
             "cityscapesscripts>=2.2",
@@ -74,6 +78,7 @@ setup(
         ],
         "page": ["gradio>=6.0"],
         "fast": ["hotcoco>=1.3"],
+        "timm": ["timm>=1.0"],
         "wandb": ["wandb>=0.16"],
     },
     zip_safe=False,

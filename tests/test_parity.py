@@ -18,7 +18,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
@@ -200,12 +200,22 @@ class TestCase:
             ours = proposals.proposal_boxes.tensor
             theirs = xyxy(run.case.numbers[f"proposals_{i}"])
             assert len(ours) == len(theirs)
+            scores = torch.from_numpy(run.case.numbers[f"proposal_obj_logits_{i}"])
             # Equal scores may swap places, so each box is compared with the nearest one, both ways.
             apart = (ours[:, None] - theirs[None]).abs().amax(dim=2)
-            worst = torch.stack([apart.amin(dim=0), apart.amin(dim=1)]).max().item()
+            # An overlap that equals the threshold of NMS but for rounding may be judged either way, depending on the
+            # processor. Such a box frees a slot, which the next best box of the other side takes.
+            missing, extra = apart.amin(dim=0) > 0.02, apart.amin(dim=1) > 0.02
+            if missing.any():
+                overlap = pairwise_iou(Boxes(theirs[missing]), proposals.proposal_boxes)
+                assert (
+                    (overlap - run.model.proposal_generator.nms_thresh).abs().amin(dim=1) < 1e-4
+                ).all() and missing.sum() == 1
+                assert extra.nonzero()[:, 0].tolist() == [len(ours) - 1]
+            kept = apart[~extra][:, ~missing]
+            worst = torch.stack([kept.amin(dim=0), kept.amin(dim=1)]).max().item()
             assert add("proposals px", worst) <= 0.02
-            scores = torch.from_numpy(run.case.numbers[f"proposal_obj_logits_{i}"])
-            assert (proposals.objectness_logits - scores).abs().max() <= 1e-3
+            assert (proposals.objectness_logits[~extra] - scores[~missing]).abs().max() <= 1e-3
 
     def test_detections(self, run: Run, add: Any) -> None:
         for i, detections in enumerate(run.detections):
