@@ -160,7 +160,7 @@ def build_app(predictor: Predictor, max_megabytes: int = 20) -> Any:
         )
         with gradio.Row():
             with gradio.Column(scale=1):
-                upload = gradio.File(label="Picture", file_types=list(IMAGE_SUFFIXES), type="filepath", height=140)
+                upload = gradio.File(label="Image", file_types=list(IMAGE_SUFFIXES), type="filepath", height=140)
                 segments = gradio.HTML(elem_id="segments")
                 download = gradio.File(label="COCO files", interactive=False, height=80)
             with gradio.Column(scale=3):

@@ -1,8 +1,8 @@
 """PQ at many fusion thresholds in one pass over the images.
 
 ``ExhaustiveSweep`` is the plain form: it fuses and evaluates an image at every point of the grid. ``ThresholdSweep``
-gives the same numbers from one fusion per overlap threshold. It relies on two properties of ``fuse_panoptic``: instances
-enter by descending score, so that a higher score threshold only removes the last ones, and a stuff segment exists or
+gives the same numbers from one fusion per overlap threshold. It relies on two properties of ``fuse_panoptic``:
+instances enter by descending score, so that a higher score threshold only removes the last ones, and a stuff segment exists or
 not by its area alone, so that it suffices to know how its free pixels depend on the score threshold.
 """
 
@@ -157,7 +157,7 @@ class ThresholdSweep:
     def _add_stuff(
         self, o: int, gt_map: np.ndarray, ground_truth: Segments, labels: np.ndarray, covered: np.ndarray
     ) -> None:
-        """Add the stuff of one image; ``covered`` is the (h, w) number of score thresholds at which a thing holds a pixel."""
+        """Add the stuff of one image; ``covered`` (h, w) counts the score thresholds at which a thing holds a pixel."""
         stuff, scores = self.num_stuff, len(self.grid.scores)
         bins = scores + 1
         groups = np.where(labels < stuff, 1 + labels * bins + covered, 0).astype(np.int32)

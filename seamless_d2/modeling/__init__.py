@@ -1,6 +1,6 @@
 """The method: every component, registered in Detectron2's registries."""
 
-from .backbone import build_seamless_resnet_fpn_backbone
+from .backbone import build_seamless_fpn, build_seamless_resnet_fpn_backbone
 from .fusion import fuse_panoptic, resize_panoptic
 from .panoptic import SeamlessPanoptic
 from .roi_heads import SeamlessBoxHead, SeamlessMaskHead, SeamlessROIHeads
@@ -15,6 +15,7 @@ __all__ = [
     "SeamlessRPN",
     "SeamlessRPNHead",
     "SeamlessSemSegHead",
+    "build_seamless_fpn",
     "build_seamless_resnet_fpn_backbone",
     "fuse_panoptic",
     "resize_panoptic",

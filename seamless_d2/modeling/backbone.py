@@ -23,7 +23,7 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 
 
 def _conv_norm_add(conv: Conv2d, x: Tensor, residual: Tensor) -> Tensor:
-    """Convolution, then its norm layer with the residual added before the activation."""
+    """Apply a convolution, then its norm layer with the residual added before the activation."""
     y = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     return conv.norm(y, residual)
 
@@ -38,7 +38,7 @@ class SeamlessStem(BasicStem):
 
 @contextmanager
 def keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Within the block, batch normalisation does not move its running statistics."""
+    """Keep batch normalization from moving its running statistics within the block."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     for norm in norms:
@@ -129,7 +129,7 @@ def build_seamless_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> SeamlessResNe
     """ResNet-18/34/50/101/152 of ``cfg.MODEL.RESNETS``, with Detectron2's parameter names.
 
     Raises:
-        UserError: a depth that does not exist, or dilation, which the feature pyramid cannot take.
+        UserError: The depth does not exist, or a dilation is set, which the feature pyramid cannot take.
     """
     resnets = cfg.MODEL.RESNETS
     if resnets.DEPTH not in BLOCKS:
@@ -189,7 +189,7 @@ class ExtraLevels(nn.Module):
             in_channels = out_channels
 
     def forward(self, c5: Tensor) -> list[Tensor]:
-        """(N, C5, H, W) -> num_levels tensors, each half the size of the one before, rounded up."""
+        """(N, C5, H, W) -> list of num_levels maps (N, C, h, w), each half the size of the one before, rounded up."""
         levels = []
         for conv in self.children():
             c5 = conv(c5)

@@ -159,9 +159,9 @@ def resize_panoptic(
     Areas are counted again; segments that vanish are dropped and the ids made consecutive, in the old order.
 
     Args:
-        panoptic_seg: (h, w) int32, 0 = void, ids 1..K.
-        segments_info: the K segments in the order of their ids.
-        height, width: the new size.
+        panoptic_seg: (h, w) int32, 0 is void, otherwise ids 1..K.
+        segments_info: The K segments in the order of their ids.
+        height, width: The new size in pixels.
 
     Returns:
         (height, width) int32 map and new dicts.

@@ -1,4 +1,4 @@
-"""Normalisation + activation in one layer, the building block of the whole network.
+"""Normalization and activation in one layer, the building block of the whole network.
 
 Every layer here computes ``activation(norm(x) [+ residual])``. Keeping the three together is what allows them to be
 fused later; each class subclasses the PyTorch or Detectron2 normalisation of which it is a form, so that weight-decay
@@ -59,9 +59,10 @@ class BatchNormAct(_FixedStatistics, _NormAct, nn.BatchNorm2d):
     def __init__(self, channels: int, act: Activation, inplace: bool = False) -> None:
         """
         Args:
-            channels: C.
-            act: after the normalisation.
-            inplace: keep only the output for the backward pass (``InPlaceNormAct``); needs an invertible activation.
+            channels: The number C of channels.
+            act: The activation after the normalization.
+            inplace: Whether to keep only the output for the backward pass (``InPlaceNormAct``), which needs an
+                invertible activation.
         """
         super().__init__(channels)
         self.act = act
@@ -90,13 +91,13 @@ class BatchNormAct(_FixedStatistics, _NormAct, nn.BatchNorm2d):
         )
 
     def _statistics(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(C,) mean and biased variance, and (1,) the number of values they are of."""
+        """Return (C,) mean and biased variance, and the (1,) number of values that they were computed from."""
         var, mean = torch.var_mean(values, [d for d in range(values.dim()) if d != 1], correction=0)
         return mean, var, values.new_full((1,), values.numel() // values.shape[1])
 
     @torch.no_grad()
     def _update(self, mean: Tensor, var: Tensor, total: Tensor) -> None:
-        """Move the running statistics; not at all where no process has any value."""
+        """Move the running statistics; they stay if no process has any value."""
         momentum = self.momentum * total.clamp(max=1)
         self.running_mean += momentum * (mean - self.running_mean)
         self.running_var += momentum * (var * total / (total - 1).clamp(min=1) - self.running_var)
@@ -146,7 +147,7 @@ class AffineAct(_FixedStatistics, _NormAct, nn.BatchNorm2d):
     """Trainable scale and shift on fixed statistics: batch normalisation that always uses its running statistics."""
 
     def __init__(self, channels: int, act: Activation, inplace: bool = False) -> None:
-        """See ``BatchNormAct``."""
+        """Arguments are those of ``BatchNormAct``."""
         super().__init__(channels)
         self.act = act
         self.inplace = inplace
@@ -190,11 +191,12 @@ def make_norm_act(norm: str, channels: int, act: Activation, gn_groups: int = 16
     """Build the layer that a NORM key names.
 
     Args:
-        norm: one of ``NORMS``.
-        channels: C.
-        act: activation after the normalisation.
-        gn_groups: groups of "GN"; must divide ``channels``.
-        inplace: keep only the output for the backward pass; "GN" and "FrozenBN" have nothing to gain and ignore it.
+        norm: One of ``NORMS``.
+        channels: The number C of channels.
+        act: The activation after the normalization.
+        gn_groups: The number of groups of "GN"; must divide ``channels``.
+        inplace: Whether to keep only the output for the backward pass. "GN" and "FrozenBN" have nothing to gain and
+            ignore it.
 
     Raises:
         UserError: unknown name, channels that the groups do not divide, or ``inplace`` with an activation of which the
@@ -224,7 +226,7 @@ NormFactory = Callable[[int], nn.Module]
 
 
 def norm_act_from_config(cfg: CfgNode, norm: str) -> NormFactory:
-    """Factory ``channels -> layer`` with the activation of ``cfg``; Detectron2's ``get_norm`` takes it as it is."""
+    """Return a factory ``channels -> layer`` with the activation of ``cfg``; Detectron2's ``get_norm`` takes it."""
     act = Activation(cfg.MODEL.SEAMLESS.ACTIVATION, cfg.MODEL.SEAMLESS.ACTIVATION_SLOPE)
 
     def factory(channels: int) -> nn.Module:
@@ -234,7 +236,7 @@ def norm_act_from_config(cfg: CfgNode, norm: str) -> NormFactory:
 
 
 def init_xavier(layer: nn.Module, gain: float = 1.0) -> None:
-    """Xavier-normal weights with ``gain`` (the original's initialisation) and a zero bias."""
+    """Initialize a layer as the original does: Xavier-normal weights with ``gain``, and a zero bias."""
     nn.init.xavier_normal_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -318,7 +318,7 @@ class SeamlessPanoptic(PanopticFPN):
 
 
 def mask_logits(detections: Instances) -> Tensor:
-    """Return (N, h, w) float logits of the masks of ``detections``, from their probabilities if they bring no logits."""
+    """Return (N, h, w) float mask logits of ``detections``, from their probabilities if they bring no logits."""
     if detections.has("mask_logits"):
         return detections.mask_logits
     return detections.pred_masks[:, 0].float().clamp(1e-6, 1 - 1e-6).logit()

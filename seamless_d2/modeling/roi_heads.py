@@ -1,20 +1,15 @@
 """Instance head: box and mask branches on exactly placed ROI features, void-aware mask loss (paper, section 4.3)."""
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, cat
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads import BaseMaskRCNNHead, FastRCNNOutputLayers, StandardROIHeads, build_box_head
 from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from ..structures.segment_masks import crop_masks, crowd_overlap
 from .norm import NormFactory, init_xavier, norm_act_from_config
@@ -22,78 +17,9 @@ from .ops.fold import FoldedNorm, fold_into, fold_own_norm, is_foldable
 from .ops.image_seeds import image_seed
 from .ops.matching import match_boxes
 from .ops.nms import batched_nms
+from .ops.roi_pooler import SeamlessROIPooler
 
 Size = tuple[int, int]
-# With fewer ROIs per thread, starting threads costs more than it saves.
-_MIN_ROIS = 16
-
-
-@lru_cache(maxsize=1)
-def _thread_pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "roi_align")
-
-
-class SeamlessROIPooler(ROIPooler):
-    """ROIAlign whose scale is the true ratio of map and image along each axis, not 1 / stride.
-
-    Maps of images that are no multiple of the stride are slightly larger than image / stride; the nominal stride would
-    misplace the samples by up to a feature pixel. Sample points follow the original: corner p -> (p - 0.5) * ratio.
-    """
-
-    def __init__(
-        self,
-        output_size: int,
-        strides: list[int],
-        sampling_ratio: int,
-        canonical_box_size: int = 224,
-        canonical_level: int = 4,
-    ) -> None:
-        scales = [1 / s for s in strides]
-        super().__init__(output_size, scales, sampling_ratio, "ROIAlignV2", canonical_box_size, canonical_level)
-        self.strides = strides
-        self.sampling_ratio = sampling_ratio
-
-    def forward(self, x: list[Tensor], box_lists: list[Boxes], padded_size: Size | None = None) -> Tensor:
-        """
-        Args:
-            x: one (N, C, h, w) map per level.
-            box_lists: N lists of boxes in pixels of the padded batch.
-            padded_size: (height, width) of the padded batch; default: nominal stride times the finest map's size.
-
-        Returns:
-            (M, C, output, output) features of all M boxes, in the order of the lists.
-        """
-        if padded_size is None:
-            padded_size = (x[0].shape[-2] * self.strides[0], x[0].shape[-1] * self.strides[0])
-        rois = convert_boxes_to_pooler_format(box_lists).to(
-            x[0].dtype if x[0].dtype == torch.float64 else torch.float32
-        )
-        levels = assign_boxes_to_levels(
-            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-        )
-        output = x[0].new_zeros((len(rois), x[0].shape[1], *self.output_size))
-        for level, features in enumerate(x):
-            index = (levels == level).nonzero()[:, 0]
-            ratio_y, ratio_x = features.shape[-2] / padded_size[0], features.shape[-1] / padded_size[1]
-            ratio = rois.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
-            # aligned=True subtracts half a feature pixel again.
-            boxes = torch.cat([rois[index, :1], (rois[index, 1:] - 0.5) * ratio + 0.5], dim=1)
-            output = output.index_put((index,), self._align(features, boxes))
-        return output
-
-    def _align(self, features: Tensor, boxes: Tensor) -> Tensor:
-        if features.dtype in (torch.bfloat16, torch.float16):
-            # The kernel wants one type for both, and 8 bits cannot say where a box lies.
-            return self._align(features.float(), boxes).to(features.dtype)
-
-        def align(part: Tensor) -> Tensor:
-            return roi_align(features, part, self.output_size, 1.0, self.sampling_ratio, True)
-
-        threads = torch.get_num_threads()
-        if features.is_cuda or features.requires_grad or len(boxes) < _MIN_ROIS * threads or threads == 1:
-            return align(boxes)
-        # torchvision's kernel for CPUs works in one thread.
-        return torch.cat(list(_thread_pool(threads).map(align, boxes.chunk(threads))))
 
 
 class NormLinear(nn.Linear):
@@ -159,14 +85,14 @@ class SeamlessBoxPredictor(FastRCNNOutputLayers):
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """As Detectron2's: instances with ``pred_boxes``, ``scores``, ``pred_classes``, and the rows they came from."""
+        """Return the detections (``pred_boxes``, ``scores``, ``pred_classes``) and the rows of their proposals."""
         boxes = self.predict_boxes(predictions, proposals)
         scores = self.predict_probs(predictions, proposals)
         results = [self._select(b, s, p.image_size) for b, s, p in zip(boxes, scores, proposals, strict=True)]
         return [r for r, _ in results], [i for _, i in results]
 
     def _select(self, boxes: Tensor, scores: Tensor, image_size: Size) -> tuple[Instances, Tensor]:
-        """Score threshold, empty boxes out, NMS per class, the best ``test_topk_per_image``."""
+        """Select detections: score threshold, boxes with area, NMS per class, the best ``test_topk_per_image``."""
         scores = scores[:, :-1]
         height, width = image_size
         boxes = boxes.float().view(len(scores), boxes.shape[1] // 4, 4)
@@ -247,7 +173,7 @@ class SeamlessMaskHead(BaseMaskRCNNHead):
         return self.deconv_norm(self.deconv(self.convs(x)))
 
     def _class_logits(self, x: Tensor, classes: Tensor) -> Tensor:
-        """(M, 28, 28) logits of one class per ROI; the other classes' masks are never computed."""
+        """Return (M, 28, 28) logits of one class per ROI; masks of the other classes are never computed."""
         embedding = self._embed(x)
         classes = classes if self.predictor.out_channels > 1 else torch.zeros_like(classes)
         weight, bias = self.predictor.weight[classes, :, 0, 0], self.predictor.bias[classes]
@@ -266,7 +192,7 @@ class SeamlessMaskHead(BaseMaskRCNNHead):
         return instances
 
     def losses(self, x: Tensor, instances: list[Instances]) -> Tensor:
-        """Mean binary cross entropy over the cells that are not void."""
+        """Return the mean binary cross entropy over the cells that are not void."""
         instances = [i for i in instances if len(i)]
         if not instances:
             return x.sum() * 0.0 + sum(p.sum() * 0.0 for p in self.parameters())
@@ -288,7 +214,8 @@ class SeamlessROIHeads(StandardROIHeads):
     def __init__(self, *, crowd_thresh: float, **kwargs) -> None:
         """
         Args:
-            crowd_thresh: share of a proposal inside crowd regions from which it is dropped, in 0..1.
+            crowd_thresh: The share of a proposal, in 0..1, inside crowd regions from which on it is dropped.
+            kwargs: The arguments of ``StandardROIHeads``.
         """
         super().__init__(**kwargs)
         self.crowd_thresh = crowd_thresh
@@ -424,7 +351,7 @@ class SeamlessROIHeads(StandardROIHeads):
     ) -> list[Instances]:
         """Add masks (and key points) to detections, as Detectron2's method of this name.
 
-        ``padded_size``, the (height, width) of the padded batch, places ROIs exactly if it is no multiple of the stride.
+        ``padded_size``, the (height, width) of the padded batch, places the ROIs exactly.
         """
         return self._forward_keypoint(features, self._forward_mask(features, instances, padded_size))
 
@@ -439,7 +366,7 @@ class SeamlessROIHeads(StandardROIHeads):
     def _box_outputs(
         self, features: dict[str, Tensor], boxes: list[Boxes], padded_size: Size | None
     ) -> tuple[Tensor, Tensor]:
-        """Float32 class logits and box deltas."""
+        """Return float32 class logits and box deltas of given boxes."""
         pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes, padded_size)
         scores, deltas = self.box_predictor(self.box_head(pooled))
         return scores.float(), deltas.float()

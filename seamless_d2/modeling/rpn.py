@@ -48,8 +48,9 @@ class SeamlessRPN(RPN):
     def __init__(self, *, crowd_thresh: float, original_conventions: bool, **kwargs) -> None:
         """
         Args:
-            crowd_thresh: share of an anchor inside crowd regions from which it is ignored, in 0..1.
-            original_conventions: NMS at IoU >= threshold, zero-area proposals kept.
+            crowd_thresh: The share of an anchor, in 0..1, inside crowd regions from which on it is ignored.
+            original_conventions: Whether NMS suppresses at IoU >= threshold and proposals without area are kept.
+            kwargs: The arguments of ``RPN``.
         """
         super().__init__(**kwargs)
         self.crowd_thresh = crowd_thresh
@@ -122,7 +123,7 @@ class SeamlessRPN(RPN):
         return labels, matched_boxes
 
     def _label_anchors(self, anchors: Boxes, targets: Instances) -> tuple[Tensor, Tensor]:
-        """(R,) int8 labels -1, 0, 1 before sub-sampling, and the (R, 4) boxes matched to each anchor."""
+        """Return (R,) int8 labels -1, 0, 1 before sub-sampling, and the (R, 4) boxes matched to the anchors."""
         height, width = targets.image_size
         a = anchors.tensor
         valid = (a[:, 0] >= 0) & (a[:, 1] >= 0) & (a[:, 2] <= width) & (a[:, 3] <= height)
@@ -154,7 +155,7 @@ class SeamlessRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """As Detectron2's, but divided by the number of anchors that were sampled instead of a constant."""
+        """Compute Detectron2's losses, divided by the number of sampled anchors instead of a constant."""
         labels = torch.stack(gt_labels)
         positive, valid = labels == 1, labels >= 0
         storage = get_event_storage()
@@ -189,10 +190,13 @@ class SeamlessRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Best anchors of all levels together, decoded, clipped, one joint NMS; by descending score.
+        """Choose the best anchors of all levels together, decode and clip them, and apply one joint NMS.
 
         A minimal size is applied before the best are chosen, as in the original; without one, boxes without area are
         dropped afterwards.
+
+        Returns:
+            The proposals of each image by descending score (``proposal_boxes``, ``objectness_logits``).
         """
         all_anchors = Boxes.cat(anchors).tensor
         logits, deltas = cat(pred_objectness_logits, dim=1).float(), cat(pred_anchor_deltas, dim=1).float()
@@ -221,7 +225,7 @@ class SeamlessRPN(RPN):
         return proposals
 
     def _best(self, scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The highest of the allowed scores and their rows, at most ``pre_nms_topk``."""
+        """Return the highest of the allowed scores and their rows, at most ``pre_nms_topk``."""
         rows = None if allowed is None else allowed.nonzero()[:, 0]
         candidates = scores if rows is None else scores[rows]
         best, index = candidates.topk(min(self.pre_nms_topk[self.training], len(candidates)))
@@ -229,5 +233,5 @@ class SeamlessRPN(RPN):
 
 
 def _sides(boxes: Boxes) -> Tensor:
-    """(N,) the shorter side of each box."""
+    """Return the (N,) length of the shorter side of each box."""
     return (boxes.tensor[:, 2:] - boxes.tensor[:, :2]).amin(dim=1)

@@ -13,7 +13,7 @@ from .ops.semantic_loss import hard_pixel_loss
 
 
 def _sliding_mean_matrix(size: int, window: int, like: Tensor) -> Tensor:
-    """(size, size) float32 matrix of a stride-1 sliding mean along one axis, border values repeated."""
+    """Return the (size, size) float32 matrix of a stride-1 sliding mean along one axis, border values repeated."""
     window = min(window, size)
     # Output i averages the inputs start(i) .. start(i) + window - 1; the clamp is the replicated border.
     start = (torch.arange(size, device=like.device) - (window - 1) // 2).clamp(0, size - window)
@@ -22,14 +22,15 @@ def _sliding_mean_matrix(size: int, window: int, like: Tensor) -> Tensor:
 
 
 def sliding_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """Stride-1 average pooling that keeps the size: borders repeat the nearest complete window's mean.
+    """Average pooling with stride 1 that keeps the size: borders repeat the mean of the nearest complete window.
 
-    Computed as one matrix product per axis, in float32 under autocast too: 64x64 windows cost neither 4,096 reads a
-    pixel nor the cancellation of an integral image.
+    It is computed as one matrix product per axis, in float32 under autocast too, so that 64x64 windows cost neither
+    4,096 reads a pixel nor the cancellation of an integral image.
 
     Args:
-        x: (N, C, H, W) float.
-        window: height and width, cut to the map's size; an even window reaches one further down and right.
+        x: (N, C, H, W) float features.
+        window: The (height, width) of the window, cut to the map's size. An even window reaches one pixel further
+            down and right.
 
     Returns:
         (N, C, H, W), the dtype of ``x``.
@@ -48,11 +49,11 @@ class MiniDeepLab(nn.Module):
     ) -> None:
         """
         Args:
-            in_channels: channels of the pyramid level.
-            channels: channels of each of the three branches and of the output.
-            window: window of the pooled branch, (height, width).
-            dilation: dilation of the dilated branch.
-            norm: builds a norm + activation layer.
+            in_channels: The number of channels of the pyramid level.
+            channels: The number of channels of each of the three branches and of the output.
+            window: The (height, width) of the window of the pooled branch, in pixels of the level's map.
+            dilation: The dilation of the dilated branch.
+            norm: Builds a norm + activation layer from a number of channels.
         """
         super().__init__()
         self.window = window

@@ -31,7 +31,7 @@ class Tile:
 
 
 def _axis(length: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
-    """Return (start, end, core start, core end) of the tiles along one axis; cores meet in the middle of the overlap."""
+    """Return (start, end, core start, core end) of the tiles along an axis; cores meet in the middle of overlaps."""
     if length <= tile:
         return [(0, length, 0, length)]
     count = -(-(length - overlap) // (tile - overlap))

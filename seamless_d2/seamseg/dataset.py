@@ -15,10 +15,10 @@ from ..structures.classes import VOID_LABEL, Classes
 
 
 def read_metadata(data: bytes, source: str) -> dict[str, Any]:
-    """Content of metadata.bin; "images" may be missing.
+    """Parse the content of a metadata.bin; "images" may be missing.
 
     Raises:
-        UserError: not MessagePack, or a "meta" part without the original's keys.
+        UserError: It is no MessagePack, or its "meta" part lacks keys of the original.
     """
     try:
         content = msgpack.unpackb(data, strict_map_key=False)
@@ -35,7 +35,7 @@ def read_metadata(data: bytes, source: str) -> dict[str, Any]:
 
 
 def metadata_classes(meta: dict[str, Any]) -> Classes:
-    """Names, colours and ids of the "meta" part."""
+    """Return the classes that the "meta" part describes."""
     return Classes(
         names=[str(n) for n in meta["categories"]],
         colors=[tuple(int(v) for v in c) for c in meta["palette"][: len(meta["categories"])]],
@@ -53,7 +53,7 @@ def _find_image(root: Path, image_id: str) -> Path:
 
 
 def list_splits(root: Path) -> list[str]:
-    """Names of the splits.
+    """Return the names of the splits.
 
     Raises:
         UserError: ``root`` is no data set of the original.
@@ -65,10 +65,10 @@ def list_splits(root: Path) -> list[str]:
 
 
 def read_split(root: Path, split: str) -> tuple[list[dict[str, Any]], Classes]:
-    """Records in Detectron2's format, and the classes.
+    """Read the records of a split in Detectron2's format, and the classes.
 
     Raises:
-        UserError: files missing, overlapping layers, an id that metadata.bin does not know, class out of range.
+        UserError: Files are missing, overlapping layers, an id that metadata.bin does not know, class out of range.
     """
     list_file = root / "lst" / f"{split}.txt"
     if not list_file.is_file():
@@ -131,12 +131,12 @@ def register_seamseg(name: str, root: str | Path, split: str) -> None:
     """Register a split of a data set in the original's format; nothing is converted or copied.
 
     Args:
-        name: key for ``DATASETS.TRAIN`` / ``DATASETS.TEST``.
-        root: folder with metadata.bin, img/, msk/, lst/.
-        split: name of lst/SPLIT.txt.
+        name: The name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        root: The folder that holds metadata.bin, img/, msk/ and lst/.
+        split: The name of a list lst/SPLIT.txt.
 
     Raises:
-        UserError: see ``read_split``, or ``name`` already taken.
+        UserError: ``read_split`` raises it, or ``name`` is already taken.
     """
     root = Path(root)
     list_splits(root)

@@ -70,13 +70,13 @@ def write_seamseg(
     """Write a data set in the original's format from COCO-panoptic ones with the same categories.
 
     Args:
-        root: folder to write.
-        splits: name -> (image folder, PNG folder, json).
-        link: link the files instead of copying them.
+        root: The folder to write.
+        splits: The (image folder, PNG folder, json) of each split by its name.
+        link: Whether to link the images instead of copying them.
 
     Raises:
-        UserError: files that are neither PNG nor JPEG, two files of one name, different categories, or a data set
-            that is there already.
+        UserError: There are images that are neither PNG nor JPEG, two images of one name, different categories, or
+            a data set in ``root`` already.
     """
     root = Path(root)
     if (root / "metadata.bin").exists():

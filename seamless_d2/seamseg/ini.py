@@ -38,17 +38,22 @@ PAPER_GPUS = 8
 
 @dataclass
 class Converted:
-    """``settings``: our keys with dots -> value. ``notes``: lines on what has no counterpart."""
+    """The result of a conversion.
+
+    Attributes:
+        settings: The values of our keys (with dots).
+        notes: One line per setting without counterpart.
+    """
 
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 class Ini:
-    """The original's settings, its defaults applied where a key is absent.
+    """The original's settings, with its defaults for absent keys.
 
     Raises:
-        UserError: text that is no ini, or with a section or key that the original does not know.
+        UserError: The text is no ini, or has a section or key that the original does not know.
     """
 
     def __init__(self, text: str, source: str, kind: str = "panoptic") -> None:
@@ -71,7 +76,7 @@ class Ini:
         return self.values[section, key].strip()
 
     def get(self, section: str, key: str) -> Any:
-        """The value as Python literal: number, tuple, dict, None, or bool for yes/no."""
+        """Return a value as Python literal: number, tuple, dict, None, or bool for yes/no."""
         value = self.text(section, key)
         if value.lower() in ("yes", "no", "true", "false", "on", "off"):
             return value.lower() in ("yes", "true", "on")

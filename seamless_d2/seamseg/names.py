@@ -56,7 +56,7 @@ def _placeholder(groups: tuple[str, ...], match: re.Match) -> str:
 
 
 def our_layer(layer: str) -> str | None:
-    """Our name of one of the original's layers; None for a layer that the model does not have."""
+    """Return our name of one of the original's layers, or None if the model does not have it."""
     for pattern, template in _PATTERNS:
         match = pattern.fullmatch(layer)
         if match:
@@ -75,7 +75,7 @@ class NormMode:
     def parse(cls, mode: str) -> "NormMode":
         """
         Raises:
-            KeyError: an unknown mode.
+            KeyError: The mode is unknown.
         """
         return {
             "bn": cls("BN", "BN"),
@@ -87,7 +87,7 @@ class NormMode:
         }[mode]
 
     def is_inplace_abn(self, layer: str) -> bool:
-        """Whether a layer (the original's name) is a normalisation by InPlaceABN."""
+        """Return whether a layer, by the original's name, is a normalization by InPlaceABN."""
         norm = self.dynamic if layer.startswith(_DYNAMIC) else self.static
         return _NORM.search(layer) is not None and norm in ("BN", "SyncBN")
 
@@ -108,8 +108,8 @@ def to_ours(state: dict[str, Tensor], mode: NormMode) -> tuple[dict[str, Tensor]
     """Convert the original's tensors.
 
     Args:
-        state: names with the module's prefix ("body.", "rpn_head.", "roi_head.", "sem_head.") -> tensors.
-        mode: the model's normalisation.
+        state: The tensors by name, with the prefix of their module ("body.", "rpn_head.", "roi_head.", "sem_head.").
+        mode: The normalization of the model.
 
     Returns:
         Our state dict, and the names that have no counterpart.
@@ -137,9 +137,9 @@ def to_original(state: dict[str, Tensor], names: list[str], mode: NormMode) -> d
     over the sign, and for tiny scales the remaining factor.
 
     Args:
-        state: our state dict.
-        names: the original's names, as ``original_names`` gives them.
-        mode: the model's normalisation.
+        state: Our state dict.
+        names: The original's names, as ``original_names`` returns them.
+        mode: The normalization of the model.
     """
     state = {k: v.detach().float().clone() for k, v in state.items()}
     for name in names:
@@ -187,11 +187,11 @@ def _inputs_of_norm(layer: str) -> list[tuple[str, int]]:
 
 
 def original_names(ours: dict[str, Tensor], depth: int) -> list[str]:
-    """The original's names of all tensors of one of our models, in the order of the original's modules.
+    """Return the original's names of all tensors of one of our models, in the order of the original's modules.
 
     Args:
-        ours: our state dict.
-        depth: of the ResNet.
+        ours: Our state dict.
+        depth: The depth of the ResNet.
     """
     convs = 3 if depth >= 50 else 2
     wanted = {k for k in ours if not k.endswith("num_batches_tracked")}

@@ -71,7 +71,7 @@ def _read_tensors(source: str, data: bytes | None) -> dict[str, Any]:
 
 
 def _read_archive(path: Path) -> tuple[bytes, str | None, bytes | None]:
-    """Weights, ini text and metadata of a released zip."""
+    """Return the weights, the ini text and the metadata of a released zip."""
     with zipfile.ZipFile(path) as archive:
         names = {Path(n).name: n for n in archive.namelist() if not n.endswith("/")}
         weights = [n for n in names if n.endswith((".tar", ".pth", ".pt"))]
@@ -95,12 +95,12 @@ def read_snapshot(path: str | Path, config: str | Path | None = None, metadata: 
     """Read an original model: a snapshot in either of torch's containers, or a released zip.
 
     Args:
-        path: the snapshot or zip.
-        config: an ini file that replaces the text inside.
-        metadata: a metadata.bin, for names and colours.
+        path: The snapshot or zip.
+        config: An ini file that replaces the settings inside.
+        metadata: A metadata.bin, for names and colors.
 
     Raises:
-        UserError: unreadable, or not a complete panoptic model.
+        UserError: The file cannot be read, or is no complete model.
     """
     path = Path(path)
     if not path.is_file():
@@ -138,7 +138,7 @@ def read_snapshot(path: str | Path, config: str | Path | None = None, metadata: 
 
 
 def settings_to_config(settings: dict[str, Any], classes: Classes | None = None) -> CfgNode:
-    """A complete configuration from converted settings."""
+    """Return a complete configuration from converted settings."""
     cfg = load_config(config_file("Base-Seamless.yaml"))
     for key, value in settings.items():
         node = cfg
@@ -152,7 +152,7 @@ def settings_to_config(settings: dict[str, Any], classes: Classes | None = None)
 
 
 def dump_difference(cfg: CfgNode) -> str:
-    """Yaml of all keys in which ``cfg`` differs from ``get_cfg`` + ``add_seamless_config``."""
+    """Return the yaml of all keys in which ``cfg`` differs from ``get_cfg`` + ``add_seamless_config``."""
     default = get_cfg()
     add_seamless_config(default)
 
@@ -193,16 +193,16 @@ def _check_complete(state: dict[str, Tensor], cfg: CfgNode, source: str) -> None
 
 
 def build_model_state(cfg: CfgNode) -> dict[str, torch.Size]:
-    """Names and shapes of the tensors of the model of ``cfg``, bookkeeping counters left out."""
+    """Return names and shapes of the tensors of the model of ``cfg``, without bookkeeping counters."""
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     return {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 
 def convert_snapshot(snapshot: Snapshot) -> tuple[dict[str, Tensor], CfgNode, list[str]]:
-    """Our state dict, the configuration, and notes on settings without counterpart.
+    """Convert a snapshot to our state dict, the configuration, and notes on settings without counterpart.
 
     Raises:
-        UserError: tensors that are missing, left over or contradict the settings or metadata.
+        UserError: Tensors are missing, left over, or contradict the settings or the metadata.
     """
     ini = Ini(snapshot.config, f"config of {snapshot.source}", snapshot.kind)
     converted = convert_ini(snapshot.config, f"config of {snapshot.source}", snapshot.kind)
@@ -235,7 +235,7 @@ def convert(
     """Convert an original model to ``output`` (.pth) and the yaml beside it; returns the notes.
 
     Raises:
-        UserError: see ``read_snapshot`` and ``convert_snapshot``; nothing is written then.
+        UserError: ``read_snapshot`` or ``convert_snapshot`` raises it; nothing is written then.
     """
     output = Path(output)
     if output.suffix != ".pth":
@@ -253,7 +253,7 @@ def convert_config(path: str | Path, output: str | Path, metadata: str | Path | 
     """Convert an ini file to a complete yaml; returns the notes on settings without counterpart.
 
     Raises:
-        UserError: unreadable files, or settings that do not belong to seamseg.
+        UserError: A file cannot be read, or the settings are not those of seamseg.
     """
     if not Path(path).is_file():
         raise UserError(f"config {path} does not exist; check the path")
@@ -281,13 +281,13 @@ def export(checkpoint: str | Path, output: str | Path, config: str | Path | None
     """Write one of our checkpoints as a snapshot that the original loads.
 
     Args:
-        checkpoint: our weights.
-        output: the snapshot, .pth.tar.
-        config: our yaml; default the one beside ``checkpoint``.
-        ini: seamseg settings to store inside; they must describe the same model.
+        checkpoint: The file of our weights.
+        output: The snapshot to write (.pth.tar).
+        config: Our yaml; default the one beside ``checkpoint``.
+        ini: The settings of seamseg to store inside; they must describe the same model.
 
     Raises:
-        UserError: unreadable files, norms that no mode of the original has, or an ini of another model.
+        UserError: A file cannot be read, no mode of the original has these norms, or the ini is of another model.
     """
     config = Path(config) if config else Path(checkpoint).with_suffix(".yaml")
     if not config.is_file():
@@ -320,10 +320,10 @@ def export(checkpoint: str | Path, output: str | Path, config: str | Path | None
 
 
 def norm_mode(cfg: CfgNode) -> NormMode:
-    """The original's mode for the norms of ``cfg``.
+    """Return the original's mode for the norms of ``cfg``.
 
     Raises:
-        UserError: a mixture that the original does not have.
+        UserError: The original has no such mixture of norms.
     """
     m = cfg.MODEL
     static = {m.RESNETS.NORM, m.FPN.NORM, m.SEM_SEG_HEAD.NORM}

@@ -1,4 +1,4 @@
-"""Normalisation, residual addition and activation as one function that keeps only its output for the backward pass.
+"""Normalization, residual addition and activation as one function that keeps only its output for the backward pass.
 
 Rota Bulo et al., "In-place activated BatchNorm" (CVPR 2018): the input of the normalisation is computed back from the
 output, which the next convolution keeps anyway. Here in plain PyTorch, with the residual addition inside (the residual
@@ -40,7 +40,7 @@ class Activation:
 
     @property
     def invertible(self) -> bool:
-        """Whether the input follows from the output."""
+        """Whether the input can be computed back from the output."""
         return self.name == "identity" or (self.name in ("leaky_relu", "elu") and self.slope > 0)
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -84,13 +84,13 @@ class InPlaceNormAct(torch.autograd.Function):
     ) -> Tensor:
         """
         Args:
-            x: (N, C, ...) float.
-            weight, bias: (C,) float32.
-            residual: as ``x``, or None.
-            mean, inverse_std: (C,) float32, computed of ``x`` (training) or fixed.
-            act: an invertible activation.
-            count: values per channel that mean and deviation were computed of; None where they are fixed.
-            world: whether these are those of all processes.
+            x: (N, C, ...) float input.
+            weight, bias: (C,) float32 scale and shift.
+            residual: A tensor of the shape of ``x`` that is added before the activation, or None.
+            mean, inverse_std: (C,) float32 statistics, computed from ``x`` in training or fixed.
+            act: An invertible activation.
+            count: The number of values per channel that the statistics were computed from; None if they are fixed.
+            world: Whether the statistics are those of all processes.
         """
         shape = [1, -1] + [1] * (x.dim() - 2)
         scale = weight * inverse_std

@@ -11,12 +11,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, thresh: fl
     Args:
         boxes: (N, 4) float x0, y0, x1, y1.
         scores: (N,) float.
-        groups: (N,) integers, for instance classes; None = one group.
-        thresh: IoU threshold, in 0..1.
-        inclusive: suppress at IoU >= thresh (the original) instead of > (torchvision, Detectron2).
+        groups: (N,) integers, for instance classes; None means one group.
+        thresh: The IoU threshold, in 0..1.
+        inclusive: Whether to suppress at IoU >= thresh (the original) instead of > (torchvision, Detectron2).
 
     Returns:
-        Indices of the boxes kept, by descending score.
+        (K,) int64 indices of the boxes that are kept, by descending score.
     """
     if inclusive:
         # The largest number below the float32 threshold: ">" it means ">=" the threshold.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .upsample import interpolated_band, neighbours
+from .upsample import find_neighbors, interpolated_band
 
 # Scores that exist at full resolution at a time: 8 MB in float32, which stay in the cache.
 _BAND_SCORES = 1 << 21
@@ -16,20 +16,21 @@ Size = tuple[int, int]
 
 
 def hard_pixel_loss(logits: Tensor, target: Tensor, padded_size: Size, ignore_value: int, fraction: float) -> Tensor:
-    """Cross entropy of interpolated scores, averaged over the hardest pixels of one image (Rota Bulo et al. 2017).
+    """Compute the cross entropy of interpolated scores, averaged over the hardest pixels of one image.
 
-    Scores at full resolution are made for some rows at a time, and made again in the backward pass: what is kept is one
-    loss per pixel.
+    This is the loss of Rota Bulo et al. (CVPR 2017), and equals ``interpolate`` + ``cross_entropy`` + ``topk`` + mean.
+    Scores at full resolution exist for some rows at a time only, and are computed again in the backward pass; what is
+    kept is one loss per pixel.
 
     Args:
         logits: (1, C, h, w) float.
-        target: (H, W) int64, 0..C-1 or ``ignore_value``; ignored pixels have loss 0 but count as pixels.
-        padded_size: size that the logits are brought to (bilinear); the target is its part at the top left.
-        ignore_value: label without loss.
-        fraction: share of the pixels that are kept, in (0, 1]; rounded up to whole pixels.
+        target: (H, W) int64 labels 0..C-1 or ``ignore_value``. Ignored pixels have loss 0 but count as pixels.
+        padded_size: The (height, width) that the logits are brought to bilinearly; ``target`` is its top left part.
+        ignore_value: The label without loss.
+        fraction: The share of the pixels that is kept, in (0, 1], rounded up to whole pixels.
 
     Returns:
-        Scalar.
+        The loss, a scalar.
     """
     losses = _PixelLosses.apply(logits, target, tuple(padded_size), ignore_value).flatten()
     if fraction < 1:
@@ -46,7 +47,7 @@ class _PixelLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, logits: Tensor, target: Tensor, padded_size: Size, ignore_value: int) -> Tensor:
-        """See ``hard_pixel_loss``."""
+        """Compute the loss of each pixel; the arguments are those of ``hard_pixel_loss``."""
         ctx.save_for_backward(logits, target)
         ctx.padded_size, ctx.ignore_value = padded_size, ignore_value
         losses = torch.empty(target.shape, dtype=torch.float32, device=logits.device)
@@ -83,8 +84,8 @@ class _PixelLosses(torch.autograd.Function):
 
 
 def _bands(logits: Tensor, size: Size, padded_size: Size) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
-    """Rows of the result, their ``neighbours``, and their (C, rows, padded width) float32 scores."""
-    places = neighbours(logits.shape[-2], padded_size[0], size[0], logits.device)
+    """Yield rows of the result, their ``find_neighbors``, and their (C, rows, padded width) float32 scores."""
+    places = find_neighbors(logits.shape[-2], padded_size[0], size[0], logits.device)
     rows = max(1, _BAND_SCORES // (logits.shape[1] * padded_size[1]))
     for first in range(0, size[0], rows):
         band = slice(first, first + rows)

@@ -1,4 +1,4 @@
-"""What the user names as input: images, folders, text lists, videos and webcams."""
+"""The inputs of a prediction: images, folders, text lists, videos and webcams."""
 
 import os
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ class Source:
     """One input.
 
     Attributes:
-        path: the file; for a webcam its number.
-        name: what its outputs are called: path relative to the given folder, without suffix, unique in a run.
+        path: The file, or the number of a webcam.
+        name: The name of its outputs: the path relative to the given folder, without suffix, unique in a run.
         kind: "image", "video" or "camera".
     """
 
@@ -27,16 +27,16 @@ class Source:
 
 
 def find_sources(inputs: Iterable[str | Path], output: Path | None = None) -> list[Source]:
-    """All inputs, in order.
+    """List all inputs, in order.
 
     Args:
-        inputs: images, videos, folders (searched recursively), text files (.txt: one path a line, relative to the
+        inputs: Images, videos, folders (searched recursively), text files (.txt: one path a line, relative to the
             working folder or to the list; empty lines and those that begin with # are skipped) and webcam numbers.
-        output: folder that is not searched, so that results do not become inputs.
+        output: A folder that is not searched, so that results do not become inputs.
 
     Raises:
-        UserError: a path that does not exist, a list in which nothing is named, a folder without images, an input
-            folder that is the output.
+        UserError: A path does not exist, a list names nothing, a folder holds no images, or an input folder is the
+            output.
     """
     inputs = list(inputs)
     found: list[tuple[Path | int, PurePosixPath, str]] = []
@@ -60,7 +60,7 @@ def find_sources(inputs: Iterable[str | Path], output: Path | None = None) -> li
 
 
 def _walk(folder: Path, output: Path | None) -> list[Path]:
-    """Images and videos below a folder, linked folders too, sorted; hidden files and ``output`` are left out."""
+    """List the images and videos below a folder, linked folders included, without hidden files and ``output``."""
     if output is not None and output.resolve() == folder.resolve():
         raise UserError(f"{folder} is input and output; choose another folder for the results")
     skipped = None if output is None else output.resolve()
@@ -100,7 +100,7 @@ def _read_list(path: Path) -> list[tuple[Path, PurePosixPath, str]]:
 
 
 def _relative(path: Path, shared: Path) -> PurePosixPath:
-    """The folders of a relative path without ``..``; of an absolute path those below ``shared``."""
+    """Return a relative path without ``..``, or the part of an absolute path below ``shared``."""
     path = path.relative_to(shared) if path.is_absolute() else path
     parts = [p for p in path.parts if p not in ("..", "/")]
     return PurePosixPath(*parts or ["unnamed"])

@@ -22,11 +22,11 @@ class Frames:
     def __init__(self, source: Path | int, max_frames: int | None = None) -> None:
         """
         Args:
-            source: file or camera number.
-            max_frames: after which to stop; default all.
+            source: A file, or the number of a camera.
+            max_frames: The number of frames after which to stop; default all.
 
         Raises:
-            UserError: a file or camera that cannot be opened.
+            UserError: The file or camera cannot be opened.
         """
         self.name = f"camera {source}" if isinstance(source, int) else f"video {source}"
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
@@ -42,7 +42,7 @@ class Frames:
 
     @property
     def total(self) -> int | None:
-        """How many frames there should be; None for a camera."""
+        """The number of frames that there should be; None for a camera."""
         limits = [n for n in (self._expected, self._max_frames) if n is not None]
         return min(limits) if limits else None
 
@@ -58,7 +58,7 @@ class Frames:
             self._capture.release()
 
     def check_complete(self) -> None:
-        """Raise ``UserError`` where frames are missing at the end, as in a file that was cut off.
+        """Raise ``UserError`` if frames are missing at the end, as in a file that was cut off.
 
         Containers count a frame or two too many at times; that is no damage.
         """
@@ -93,10 +93,10 @@ class VideoFile:
         self._written += 1
 
     def finish(self) -> None:
-        """Put the file in its place.
+        """Close the file and move it to its place.
 
         Raises:
-            UserError: frames are missing in it, as on a full disk.
+            UserError: Frames are missing in it, as on a full disk.
         """
         if self._writer is not None:
             self._writer.release()
@@ -108,7 +108,7 @@ class VideoFile:
             self._writer = self._temporary = None
 
     def discard(self) -> None:
-        """Remove what has been written."""
+        """Delete what has been written so far."""
         if self._writer is not None:
             self._writer.release()
             with suppress(FileNotFoundError):
@@ -142,7 +142,7 @@ class Tracker:
         self._frame, self._count = 0, 0
 
     def update(self, result: PanopticResult) -> PanopticResult:
-        """The same result with a ``track_id`` in every thing segment; frames in order."""
+        """Return the result of the next frame with a ``track_id`` in every thing segment."""
         self._frame += 1
         self._tracks = [t for t in self._tracks if self._frame - t.last_frame <= self._patience + 1]
         things = {s.id: s for s in result.segments if s.isthing}
