@@ -1,9 +1,11 @@
 """The benchmarks run and report ratios; nothing is timed here."""
 
 import json
+import multiprocessing
 import runpy
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,12 +15,12 @@ import torch
 from benchmarks import BENCHMARKS
 from benchmarks.fusion import NUM_STUFF, detectron2_fusion, make_scene
 from benchmarks.inference import agreement
-from benchmarks.job_memory import peak_memory
 from benchmarks.loss import make_inputs, our_loss, plain_loss
 from benchmarks.machine import compute_rates, memory_rate
 from benchmarks.measure import Case, case_of_times, format_cases, measure_times
 from benchmarks.memory import matching_job, saved_bytes
 from benchmarks.models import training_batch
+from benchmarks.peak_memory import peak_memory
 
 from seamless_d2.modeling import fuse_panoptic
 
@@ -97,6 +99,27 @@ def allocating_job(device: str, mebibytes: int) -> Callable[[], object]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc")
+def fill_in_child(mebibytes: int) -> None:
+    block = bytearray(mebibytes * MIB)
+    block[::4096] = b"x" * len(block[::4096])
+    time.sleep(0.3)
+
+
+def job_with_child(device: str, mebibytes: int) -> Callable[[], None]:
+    """For ``peak_memory``: the memory is that of a process that the job starts."""
+
+    def run() -> None:
+        child = multiprocessing.Process(target=fill_in_child, args=(mebibytes,))
+        child.start()
+        child.join()
+
+    return run
+
+
+def test_peak_memory_of_a_child_process() -> None:
+    assert peak_memory(job_with_child, "cpu", 200) == pytest.approx(200 * MIB, rel=0.25)
+
+
 def test_peak_memory_of_a_job() -> None:
     assert peak_memory(allocating_job, "cpu", 200) == pytest.approx(200 * MIB, rel=0.1)
     with pytest.raises(RuntimeError, match="less than nothing"):

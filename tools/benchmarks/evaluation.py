@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from seamless_d2.io import ids_to_rgb, read_id_map
 from seamless_d2.structures.id_maps import measure_segments
 
 from .measure import Case, compare_times
-from .process_memory import peak_memory
+from .peak_memory import peak_memory
 
 CATEGORIES = [{"id": i + 1, "name": f"class {i}", "isthing": int(i >= 11)} for i in range(19)]
 
@@ -129,6 +130,11 @@ class Evaluations:
             return _percent(pq_compute(*(str(self.root / name) for name in arguments)))
 
 
+def evaluation_job(device: str, root: Path, count: int, method: str) -> Callable[[], object]:
+    """Prepare one of the ``Evaluations``, for ``peak_memory``."""
+    return getattr(Evaluations(root, count), method)
+
+
 def _percent(result: dict[str, Any]) -> dict[str, float]:
     return {key.upper(): 100 * float(result["All"][key]) for key in ("pq", "sq", "rq")}
 
@@ -167,7 +173,8 @@ def benchmark_evaluation(device: str = "cpu", against: str | None = None, quick:
             cases.append(case)
             if quick:
                 continue
-            memory = {method: peak_memory(root, count, method) for method in [ours, *([other] if against else [])]}
+            methods = [ours, *([other] if against else [])]
+            memory = {m: peak_memory(evaluation_job, "cpu", root, count, m) for m in methods}
             if memory[ours] is not None:
                 cases.append(Case(f"{case.name}, added memory", memory[ours], memory.get(other), "bytes"))
     return cases

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from seamless_d2.modeling.ops.semantic_loss import hard_pixel_loss
 
-from .job_memory import peak_memory
 from .measure import Case, compare_times
+from .peak_memory import peak_memory
 
 IGNORE, FRACTION = 255, 0.25
 Size = tuple[int, int, int]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from seamless_d2.modeling.ops.matching import best_matches
 
 from .inference import CONFIG
-from .job_memory import Job, peak_memory
 from .measure import Case
 from .models import build, build_for_inference, our_config, stock_config, street_image
+from .peak_memory import Job, peak_memory
 
 VISTAS = "vistas/seamless_R_50_FPN"
 STAGES = ["res2", "res3", "res4", "res5"]

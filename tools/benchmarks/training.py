@@ -14,9 +14,9 @@ from seamless_d2.engine.solver import build_optimizer
 from seamless_d2.engine.step import TrainingStep
 
 from .inference import CONFIG
-from .job_memory import peak_memory
 from .measure import Case, case_of_times, measure_times
 from .models import build, our_config, stock_config, training_batch
+from .peak_memory import peak_memory
 
 # Random weights are not to run away.
 _LEARNING_RATE = 1e-6
