@@ -6,7 +6,7 @@
 #   PYTEST_ARGS  more arguments for pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint benchmark clean
+.PHONY: help install demo test lint docs benchmark clean
 
 ifeq ($(origin PYTHON),undefined)
 PYTHON := $(shell .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -32,6 +32,9 @@ test: install ## run the tests
 lint: install ## check style and formatting
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
+
+docs: install ## build the documentation into build/site; open build/site/index.html
+	.venv/bin/python -m mkdocs build --strict -d build/site
 
 benchmark: install ## measure speed and memory against Detectron2, on the GPU if there is one
 	.venv/bin/python tools/benchmark.py all --against detectron2
