@@ -31,7 +31,6 @@ from PIL import Image
 
 from seamless_d2.config import load_config
 from seamless_d2.data.toy_streets import write_toy_streets
-from seamless_d2.io import rgb_to_ids
 from seamless_d2.seamseg.raw import make_raw
 from seamless_d2.structures.classes import Classes
 
@@ -41,6 +40,8 @@ from .original_files import NUM_STUFF, NUM_THINGS, ini_text, metadata_bytes, sav
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HEIGHT, WIDTH = 64, 128
+# Of road, sky, a car and a person.
+BOXES = [(0, 32, 128, 64), (0, 0, 128, 32), (20, 30, 50, 50), (80, 20, 90, 50)]
 # The same few small scenes as in the workspace instead of hundreds.
 SCENES = ["--num-train", "6", "--num-val", "2", "--height", str(HEIGHT), "--width", str(WIDTH), "--workers", "1"]
 TAKES_OVERRIDES = ("train_net.py", "predict.py", "tune_thresholds.py")
@@ -140,7 +141,7 @@ def _write_annotations(root: Path) -> None:
     for number, file in enumerate(sorted((validation / "val").glob("*.png")), 1):
         shutil.copy(file, root / "photos")
         export["images"].append({"id": number, "file_name": file.name, "height": HEIGHT, "width": WIDTH})
-        for category, (x0, y0, x1, y1) in {1: (0, 32, 128, 64), 2: (0, 0, 128, 32), 3: (20, 30, 50, 50), 4: (80, 20, 90, 50)}.items():
+        for category, (x0, y0, x1, y1) in enumerate(BOXES, 1):
             export["annotations"].append(
                 {
                     "id": len(export["annotations"]),
@@ -207,7 +208,6 @@ def write_workspace(root: Path) -> Path:
     for _ in range(2):
         video.write(cv2.imread(str(image)))
     video.release()
-    assert len(np.unique(rgb_to_ids(np.asarray(Image.open(next((root / "truth").iterdir())).convert("RGB"))))) > 1
     return root
 
 
@@ -222,7 +222,9 @@ class Parsed(BaseException):
         self.arguments = arguments
 
 
-def run_script(words: list[str], place: str, monkeypatch: pytest.MonkeyPatch, parse: bool = False) -> argparse.Namespace | None:
+def run_script(
+    words: list[str], place: str, monkeypatch: pytest.MonkeyPatch, parse: bool = False
+) -> argparse.Namespace | None:
     """Run ``tools/x.py ...`` or ``-m module ...`` in this process, or only its argument parser."""
     output = io.StringIO()
     script, arguments = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
