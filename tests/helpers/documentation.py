@@ -129,8 +129,8 @@ def _write_model(root: Path, categories: list[dict]) -> None:
 
 
 def _write_annotations(root: Path) -> None:
-    """The photos with polygons, label PNGs, and panoptic predictions."""
-    for folder in ("photos", "labels", "instances"):
+    """The images with polygons, label PNGs, and panoptic predictions."""
+    for folder in ("images", "labels", "instances"):
         (root / folder).mkdir()
     validation = root / "datasets" / "toy_streets"
     export = {
@@ -139,7 +139,7 @@ def _write_annotations(root: Path) -> None:
         "categories": [{"id": i, "name": n} for i, n in enumerate(("road", "sky", "car", "person"), 1)],
     }
     for number, file in enumerate(sorted((validation / "val").glob("*.png")), 1):
-        shutil.copy(file, root / "photos")
+        shutil.copy(file, root / "images")
         export["images"].append({"id": number, "file_name": file.name, "height": HEIGHT, "width": WIDTH})
         for category, (x0, y0, x1, y1) in enumerate(BOXES, 1):
             export["annotations"].append(
@@ -159,7 +159,7 @@ def _write_annotations(root: Path) -> None:
         Image.fromarray(instances).save(root / "instances" / file.name)
     (root / "classes.txt").write_text("1 road stuff\n4 car thing\n")
     (root / "export.json").write_text(json.dumps(export))
-    for name in ("truth", "predictions"):
+    for name in ("ground_truth", "predictions"):
         shutil.copy(validation / "panoptic_val.json", root / f"{name}.json")
         shutil.copytree(validation / "panoptic_val", root / name)
 
@@ -178,7 +178,7 @@ def _write_original_files(root: Path) -> None:
         archive.writestr("metadata.bin", metadata)
     weights.unlink()
     (root / "raw").mkdir()
-    for file in (root / "photos").iterdir():
+    for file in (root / "images").iterdir():
         labels = torch.zeros(HEIGHT, WIDTH, dtype=torch.int64)
         labels[:, WIDTH // 2 :] = NUM_STUFF - 1
         outputs = argparse.Namespace(
@@ -201,9 +201,9 @@ def write_workspace(root: Path) -> Path:
     _write_model(root, categories)
     _write_annotations(root)
     _write_original_files(root)
-    image = root / "photos" / "000000.png"
+    image = root / "images" / "000000.png"
     Image.open(image).save(root / "street.jpg")
-    (root / "list.txt").write_text("photos/000001.png\n")
+    (root / "list.txt").write_text("images/000001.png\n")
     video = cv2.VideoWriter(str(root / "drive.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (WIDTH, HEIGHT))
     for _ in range(2):
         video.write(cv2.imread(str(image)))
