@@ -94,6 +94,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_files_of_the_repository_exist(page: Path) -> None:
+    named = set(re.findall(r"\b(?:tools|tests|configs|seamless_d2)/[\w./-]+\b", prose(page)))
+    lacking = {name for name in named if not (ROOT / name).exists()}
+    assert lacking <= {"configs/mine/seamless_R_50_FPN.yaml"}, lacking
+
+
 def known_keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
     for name, value in cfg.items():
         yield prefix + name

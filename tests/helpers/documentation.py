@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 
 import cv2
@@ -232,6 +233,8 @@ def run_script(
         patch.setattr(sys, "argv", [script, *arguments])
         if parse:
             original = argparse.ArgumentParser.parse_args
+            strict = partialmethod(argparse.ArgumentParser.__init__, allow_abbrev=False)
+            patch.setattr(argparse.ArgumentParser, "__init__", strict)
 
             def stop(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
                 raise Parsed(original(parser, *args, **kwargs))
