@@ -6,7 +6,7 @@
 #   PYTEST_ARGS  more arguments for pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint benchmark clean
+.PHONY: help install demo test test-fast lint docs benchmark clean
 
 ifeq ($(origin PYTHON),undefined)
 PYTHON := $(shell .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -15,7 +15,7 @@ endif
 
 help: ## list the targets
 	@echo 'make TARGET [PYTHON=python3.12] [PIP_ARGS="…"] [PYTEST_ARGS="…"]'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: ## set .venv up: torch, detectron2, this package; a second run has nothing to do
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || { echo \
@@ -36,6 +36,9 @@ lint: install ## check style, formatting and the layers of imports
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/lint-imports
+
+docs: install ## build the documentation into build/site; open build/site/index.html
+	.venv/bin/python -m mkdocs build --strict -d build/site
 
 benchmark: install ## measure speed and memory against Detectron2, on the GPU if there is one
 	.venv/bin/python tools/benchmark.py all --against detectron2

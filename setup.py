@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
+# What `make docs` builds with.
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
 
 def read_version() -> str:
@@ -75,7 +77,9 @@ setup(
             "ipykernel>=6.0",
             "gradio>=6.0",
             "playwright>=1.40",
+            *DOCS,
         ],
+        "docs": DOCS,
         "page": ["gradio>=6.0"],
         "fast": ["hotcoco>=1.3"],
         "timm": ["timm>=1.0"],
