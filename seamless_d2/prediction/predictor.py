@@ -61,8 +61,9 @@ class PanopticMap:
 class Predictor:
     """A model ready for images.
 
-    >>> predictor = Predictor("output/config.yaml", "output/model_final.pth")
-    >>> result = predictor.predict("street.jpg")
+    Examples:
+        >>> predictor = Predictor("output/config.yaml", "output/model_final.pth")
+        >>> result = predictor.predict("street.jpg")
     """
 
     def __init__(
