@@ -1,6 +1,7 @@
 """The original's optimiser groups and learning-rate schedules."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -12,6 +13,11 @@ from torch import nn
 from ..errors import UserError
 
 SCHEDULES = ("Poly", "Linear", "Step", "MultiStep")
+#: By the name in SOLVER.OPTIMIZER: the class, and the function that takes its own options from the SOLVER keys.
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], Callable[[CfgNode], dict[str, Any]]]] = {
+    "SGD": (torch.optim.SGD, lambda solver: {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
+    "AdamW": (torch.optim.AdamW, lambda solver: {}),
+}
 _NORM_CLASSES = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
 
 
@@ -26,14 +32,23 @@ def norm_parameter_names(model: nn.Module) -> set[str]:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum; weights and biases of norm layers have their own weight decay and learning-rate factor.
+    """Build the optimizer that SOLVER.OPTIMIZER names, with gradient clipping as SOLVER.CLIP_GRADIENTS says.
 
-    (Detectron2's grouping gives biases of norm layers the decay of other biases; the original does not.)
+    Weights and biases of normalization layers have their own weight decay and learning-rate factor. (Detectron2's
+    grouping gives biases of normalization layers the decay of other biases; the original does not.)
+
+    Args:
+        cfg: The configuration.
+        model: The model; parameters that need no gradient are left out.
 
     Raises:
-        UserError: every parameter is frozen.
+        UserError: SOLVER.OPTIMIZER is unknown, or every parameter is frozen.
     """
     solver = cfg.SOLVER
+    optimizers = {name.lower(): name for name in OPTIMIZERS}
+    if solver.OPTIMIZER.lower() not in optimizers:
+        raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use {' or '.join(OPTIMIZERS)}")
+    optimizer_class, options = OPTIMIZERS[optimizers[solver.OPTIMIZER.lower()]]
     norms = norm_parameter_names(model)
     bias_decay = solver.WEIGHT_DECAY if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -49,11 +64,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         groups.setdefault(settings, []).append(parameter)
     if not groups:
         raise UserError("every parameter is frozen, nothing can be trained; lower MODEL.BACKBONE.FREEZE_AT")
-    sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
     params = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
-    return sgd(
-        params, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=solver.FUSED_OPTIMIZER
-    )
+    optimizer_class = maybe_add_gradient_clipping(cfg, optimizer_class)
+    return optimizer_class(params, lr=solver.BASE_LR, fused=solver.FUSED_OPTIMIZER, **options(solver))
 
 
 def lr_factor(cfg: CfgNode, iterations_per_epoch: int = 1) -> Callable[[int], float]:
