@@ -67,11 +67,21 @@ def load_file(path: str | Path) -> dict[str, Any]:
 
 
 class SeamlessCheckpointer(DetectionCheckpointer):
-    """Saves atomically; loads with ``load_file``; tells a checkpoint of another model from one of this model."""
+    """Saves atomically, loads with ``load_file``, and recognizes a checkpoint of another model."""
 
-    # Complete weights are asked for in evaluation and prediction, backbones are enough to start a training.
-    complete = False
-    _content: dict[str, Any] | None = None
+    def __init__(self, model: nn.Module, save_dir: str = "", *, complete: bool = False, **kwargs: Any) -> None:
+        """
+        Args:
+            model: The model whose weights are saved and loaded.
+            save_dir: The folder that checkpoints are written to.
+            complete: Whether a checkpoint must hold every weight of the model, as evaluation and prediction need it. A
+                training may start from a backbone alone.
+            **kwargs: Further arguments of Detectron2's ``DetectionCheckpointer``.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.complete = complete
+        # What ``resume_or_load`` has read already.
+        self._content: dict[str, Any] | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth; numbered and final checkpoints become the one that ``--resume`` takes.
@@ -192,8 +202,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     if not str(path):
         raise UserError("no weights given; set MODEL.WEIGHTS (or --weights) to a trained checkpoint")
-    checkpointer = SeamlessCheckpointer(model)
-    checkpointer.complete = True
+    checkpointer = SeamlessCheckpointer(model, complete=True)
     try:
         checkpointer.load(str(path))
     except UserError as error:

@@ -80,9 +80,8 @@ class TrainingStep(SimpleTrainer):
         self.on_nonfinite = on_nonfinite
         self.max_skipped = max_skipped
         self.skipped = 0
-        #: set by a signal; the processes agree on it once per step
-        self.stop_requested = False
-        #: what they agreed on
+        self._stop_requested = False
+        #: Whether the processes have agreed, at the end of the last step, that the training stops.
         self.stop_agreed = False
         self._rank_states: list[dict[str, Any]] | None = None
 
@@ -109,6 +108,10 @@ class TrainingStep(SimpleTrainer):
             on_nonfinite=solver.ON_NONFINITE,
             max_skipped=solver.MAX_SKIPPED_STEPS,
         )
+
+    def request_stop(self) -> None:
+        """Ask for the end of the training; the processes agree on it in the next step. Safe in a signal handler."""
+        self._stop_requested = True
 
     def run_step(self) -> None:
         """
@@ -173,9 +176,9 @@ class TrainingStep(SimpleTrainer):
 
     def _agree(self, losses: Tensor, problem: bool) -> tuple[Tensor, bool, bool]:
         """The mean losses, whether some process has a problem, and whether some process got a signal to stop."""
-        flags = torch.tensor([problem, self.stop_requested], dtype=torch.float64)
+        flags = torch.tensor([problem, self._stop_requested], dtype=torch.float64)
         if comm.get_world_size() == 1:
-            return losses, problem, self.stop_requested
+            return losses, problem, self._stop_requested
         message = torch.cat([losses, flags]).to(self.device)
         messages = [torch.zeros_like(message) for _ in range(comm.get_world_size())]
         dist.all_gather(messages, message)
@@ -214,7 +217,7 @@ class TrainingStep(SimpleTrainer):
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         if self.ema is not None:
-            self.ema.update()
+            self.ema.update(self.bare_model)
 
     def gather_random_states(self) -> None:
         """On all processes, before the main one writes a checkpoint: collect the random states of all."""
@@ -260,4 +263,4 @@ class TrainingStep(SimpleTrainer):
             self.ema.load_state_dict(state["ema"])
         elif self.ema is not None:
             logger.warning("the checkpoint has no moving average: it starts from the weights")
-            self.ema.set_weights(self.bare_model.state_dict())
+            self.ema.restart(self.bare_model)

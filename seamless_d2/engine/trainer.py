@@ -119,7 +119,7 @@ class SeamlessTrainer(DefaultTrainer):
         if found:
             self.start_iter = self.iter + 1
         elif self._trainer.ema is not None:
-            self._trainer.ema.set_weights(self.checkpointer.model.state_dict())
+            self._trainer.ema.restart(self.checkpointer.model)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
             raise UserError(
@@ -131,8 +131,11 @@ class SeamlessTrainer(DefaultTrainer):
         cfg = self.cfg
         result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
-            loader = self.build_train_loader(cfg)
-            loader.num_workers = 0
+            # A second set of worker processes would cost memory for a loader that is rarely used.
+            loader_cfg = cfg.clone()
+            loader_cfg.defrost()
+            loader_cfg.DATALOADER.NUM_WORKERS = 0
+            loader = self.build_train_loader(loader_cfg)
             result.append(RestartingPreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
         solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
         result.append(CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, period, solver.CHECKPOINTS_TO_KEEP))
@@ -152,8 +155,7 @@ class SeamlessTrainer(DefaultTrainer):
             results = self.test(self.cfg, self.checkpointer.model) or {}
             if self._trainer.ema is not None:
                 logging.getLogger(__name__).info("evaluation of the moving average of the weights")
-                with self._trainer.ema.applied():
-                    results["ema"] = self.test(self.cfg, self.checkpointer.model) or {}
+                results["ema"] = self.test(self.cfg, self._trainer.ema.model) or {}
             if comm.is_main_process():
                 for name, image in draw_predictions(self.cfg, self.checkpointer.model):
                     self.storage.put_image(f"image, ground truth, prediction/{name}", image.transpose(2, 0, 1))
@@ -169,7 +171,7 @@ class SeamlessTrainer(DefaultTrainer):
 
     def _on_signal(self, name: str) -> None:
         self._signal = name
-        self._trainer.stop_requested = True
+        self._trainer.request_stop()
         if self._evaluating:
             # It may take longer than the time that is left, and the state has just been written.
             raise Preempted
@@ -219,7 +221,7 @@ class SeamlessTrainer(DefaultTrainer):
         """The moving average as weights of their own, and the curves."""
         if self._trainer.ema is not None:
             SeamlessCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR).save(
-                "model_final_ema", model=self._trainer.ema.weights
+                "model_final_ema", model=self._trainer.ema.model.state_dict()
             )
         try:
             plot_metrics(self.cfg.OUTPUT_DIR)

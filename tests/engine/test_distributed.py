@@ -15,8 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from seamless_d2.engine import SeamlessTrainer, launch, setup
-from seamless_d2.engine import run
+from seamless_d2.engine import SeamlessTrainer, launch, run, setup
 from seamless_d2.engine.step import wrap_for_processes
 from seamless_d2.errors import UserError
 

@@ -13,8 +13,7 @@ import torch
 
 from seamless_d2.checkpoint import SeamlessCheckpointer
 from seamless_d2.checkpoint import checkpointer as checkpointer_module
-from seamless_d2.engine import SeamlessTrainer
-from seamless_d2.engine import run
+from seamless_d2.engine import SeamlessTrainer, run
 from seamless_d2.engine import step as step_module
 from seamless_d2.engine.hooks import remove_leftovers, trim_metrics
 from seamless_d2.engine.plots import plot_metrics
