@@ -100,7 +100,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = N
             if comm.is_main_process():
                 write_instance_json(dataset_name, output_dir)
             comm.synchronize()
-            metadata.json_file = str(write_instance_json(dataset_name, output_dir))
+            metadata.set(json_file=str(write_instance_json(dataset_name, output_dir)))
         detections = output_dir if cfg.TEST.SAVE_PREDICTIONS else None
         evaluators.append(InstanceEvaluator(dataset_name, fused=fused, output_dir=detections))
     if "sem_seg" in outputs:

@@ -36,8 +36,16 @@ def _ids_at(id_map: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return pixels[:, 0] | pixels[:, 1] << 8 | pixels[:, 2] << 16
 
 
-def places(ids: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
-    """For each id: 0 for id 0, k + 1 for ``segment_ids[k]``, n + 1 for any other."""
+def number_segments(ids: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
+    """Number each id of ``ids``: 0 for id 0, k + 1 for ``segment_ids[k]``, n + 1 for any other.
+
+    Args:
+        ids: Integer ids, of any shape.
+        segment_ids: (n,) distinct ids.
+
+    Returns:
+        int64 numbers in 0..n+1, of the shape of ``ids``.
+    """
     n = len(segment_ids)
     other = np.where(ids == 0, 0, n + 1)
     if n == 0:
@@ -68,8 +76,8 @@ def count_overlaps(
     starts = _run_starts(gt_map, predicted_map)
     lengths = np.diff(starts, append=num_pixels)
     columns = len(predicted_ids) + 2
-    pairs = places(_ids_at(gt_map, starts), gt_ids) * columns
-    pairs += places(_ids_at(predicted_map, starts), predicted_ids)
+    pairs = number_segments(_ids_at(gt_map, starts), gt_ids) * columns
+    pairs += number_segments(_ids_at(predicted_map, starts), predicted_ids)
     # Sums of whole numbers below 2^53 are exact.
     counts = np.bincount(pairs, lengths, (len(gt_ids) + 2) * columns)
     return counts.astype(np.int64).reshape(-1, columns)

@@ -17,6 +17,7 @@ from .dataset_statistics import DatasetStatistics
 from .panoptic_quality import ImageMatch, PanopticStatistics, Segments, match_image
 from .report import write_reports
 from .tables import averages, format_tables
+from .with_hotcoco import quality_by_hotcoco
 
 Annotation = dict[str, Any]
 
@@ -57,6 +58,16 @@ class FilePairs:
         for ground_truth, prediction in self.pairs:
             self.gt_segments(ground_truth)
             self._segments(prediction)
+
+    def quality_by_hotcoco(self) -> PanopticStatistics | None:
+        """Return the sums of PQ by ``with_hotcoco.quality_by_hotcoco``, or None if it cannot compute them."""
+        images = (
+            folder / annotation["file_name"]
+            for pair in self.pairs
+            for folder, annotation in zip((self.gt_dir, self.prediction_dir), pair, strict=True)
+        )
+        files = (self.gt_json, self.prediction_json, self.gt_dir, self.prediction_dir)
+        return quality_by_hotcoco(*files, images=images, dataset_ids=self.classes.dataset_ids)
 
     def match(self, pair: tuple[Annotation, Annotation], rules: str) -> tuple[ImageMatch, np.ndarray]:
         """Read and compare one image; returns the predicted image too."""
@@ -200,12 +211,9 @@ def evaluate_files(
     Returns:
         What ``summarize`` returns, and the categories.
     """
-    # It needs this module's types.
-    from .with_hotcoco import quality_by_hotcoco
-
     files = read_pairs(prediction_json, gt_json, prediction_dir, gt_dir)
     files.check_segments()
-    quality = quality_by_hotcoco(files) if rules == "panopticapi" and workers is None else None
+    quality = files.quality_by_hotcoco() if rules == "panopticapi" and workers is None else None
     if quality is None:
         quality = accumulate(files, rules=rules, workers=workers).quality
     return summarize(quality, files, rules), files.categories

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..io import read_id_image, read_id_map, rgb_to_ids, write_json
 from ..structures.classes import VOID_LABEL, Classes
 from ..structures.id_maps import instance_annotations, measure_segments
+from .counting import number_segments
 
 
 def read_ground_truth(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -24,30 +25,34 @@ def read_ground_truth(path: str, size: tuple[int, int] | None = None) -> np.ndar
 
 
 class SemanticGroundTruth:
-    """``sem_seg_loading_fn`` for ``SemSegEvaluator``: semantic labels straight from the panoptic PNG.
+    """Reads semantic labels straight from the panoptic PNGs of a data set.
 
-    Attributes:
-        size: (height, width) to which the next maps are resized; None leaves them.
+    An instance can be passed to Detectron2's ``SemSegEvaluator`` as ``sem_seg_loading_fn``.
     """
 
     def __init__(self, dataset_name: str) -> None:
-        self.size: tuple[int, int] | None = None
-        num_stuff = Classes.from_metadata(MetadataCatalog.get(dataset_name)).num_stuff
-        self.labels = {
-            record["sem_seg_file_name"]: {
-                s["id"]: s["category_id"] + (num_stuff if s["isthing"] else 0) for s in record["segments_info"]
-            }
+        """
+        Args:
+            dataset_name: The name of a registered panoptic data set.
+        """
+        classes = Classes.from_metadata(MetadataCatalog.get(dataset_name))
+        self._labels = {
+            record["sem_seg_file_name"]: {s["id"]: classes.to_label(s) for s in record["segments_info"]}
             for record in DatasetCatalog.get(dataset_name)
         }
 
-    def __call__(self, file_name: str, dtype: type = np.int64) -> np.ndarray:
-        """(H, W) labels, stuff 0..S-1, things S..C-1, 255 = void."""
-        id_map = rgb_to_ids(read_ground_truth(file_name, self.size))
-        table = self.labels[file_name]
-        ids = np.array(sorted(table), np.int64)
-        labels = np.array([VOID_LABEL, *(table[i] for i in ids.tolist())], dtype)
-        place = np.searchsorted(ids, id_map).clip(max=max(len(ids) - 1, 0))
-        return labels[np.where(ids[place] == id_map, place + 1, 0)] if len(ids) else np.full_like(id_map, VOID_LABEL)
+    def __call__(self, file_name: str, dtype: type = np.int64, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Return the (H, W) labels of one image: stuff 0..S-1, things S..C-1, 255 = void.
+
+        Args:
+            file_name: The panoptic PNG, as ``sem_seg_file_name`` of a record names it.
+            dtype: The integer type of the labels.
+            size: The (height, width) to which the map is resized by nearest sampling; default its own size.
+        """
+        id_map = rgb_to_ids(read_ground_truth(file_name, size))
+        labels = self._labels[file_name]
+        table = np.array([VOID_LABEL, *labels.values(), VOID_LABEL], dtype)
+        return table[number_segments(id_map, np.array(list(labels), np.int64))]
 
 
 def _fingerprint(dataset_name: str) -> str:

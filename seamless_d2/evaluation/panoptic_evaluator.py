@@ -13,7 +13,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from PIL import Image
-from tabulate import tabulate
 
 from ..errors import UserError
 from ..io import atomic_write, ids_to_rgb, rgb_to_ids, write_json
@@ -21,7 +20,7 @@ from ..structures.classes import Classes
 from .dataset_statistics import DatasetStatistics
 from .ground_truth import read_ground_truth
 from .panoptic_quality import ImageMatch, Segments, match_image
-from .tables import averages, write_per_class
+from .tables import averages, format_averages
 
 # Images whose ground truth is being read while the network goes on; bounds the memory.
 MAX_PENDING = 4
@@ -45,12 +44,13 @@ class PanopticEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: a registered panoptic data set.
-            output_dir: where per_class.csv (and predictions) go; None = nowhere.
-            save_predictions: also write the predicted PNGs and predictions.json (COCO panoptic) into ``output_dir``.
-            rules: void and crowd rules, see ``match_counts``.
-            resize_ground_truth: bring the ground truth to the prediction's size by nearest sampling; segments that vanish there do
-                not count.
+            dataset_name: The name of a registered panoptic data set.
+            output_dir: The folder of the predictions.
+            save_predictions: Whether the predicted PNGs and predictions.json (COCO panoptic) are written to
+                ``output_dir``.
+            rules: The rules for void and crowd, see ``match_counts``.
+            resize_ground_truth: Whether the ground truth is resized to the prediction by nearest sampling; segments
+                that vanish there do not count.
         """
         self.dataset_name = dataset_name
         self.classes = Classes.from_metadata(MetadataCatalog.get(dataset_name))
@@ -77,7 +77,7 @@ class PanopticEvaluator(DatasetEvaluator):
             scores = np.array([s.get("score", np.nan) for s in segments_info], np.float64)
             segments = Segments(
                 np.array([s["id"] for s in segments_info], np.int64),
-                np.array([self._label(s) for s in segments_info], np.int64),
+                np.array([self.classes.to_label(s) for s in segments_info], np.int64),
                 np.zeros(len(segments_info), bool),
                 scores=scores,
             )
@@ -92,15 +92,12 @@ class PanopticEvaluator(DatasetEvaluator):
             image_id, ids, match = self._pending.popleft()
             self.statistics.add(match.result(), image_id, ids)
 
-    def _label(self, segment: dict[str, Any]) -> int:
-        return segment["category_id"] + (self.classes.num_stuff if segment["isthing"] else 0)
-
     def gt_segments(self, record: dict[str, Any]) -> Segments:
         """Of a record of the data set."""
         info = record["segments_info"]
         return Segments(
             np.array([s["id"] for s in info], np.int64),
-            np.array([self._label(s) for s in info], np.int64),
+            np.array([self.classes.to_label(s) for s in info], np.int64),
             np.array([bool(s["iscrowd"]) for s in info], bool),
         )
 
@@ -140,32 +137,29 @@ class PanopticEvaluator(DatasetEvaluator):
         for statistics in gathered:
             total += statistics
         self.statistics = total
-        result, rows = {}, []
+        result = {}
         means = averages(total.quality, self.classes, self.rules)
-        for (name, average), suffix in zip(means.items(), ("", "_th", "_st"), strict=True):
-            rows.append([name, *(100 * average[k] for k in ("pq", "sq", "rq")), average["n"]])
+        for average, suffix in zip(means.values(), ("", "_th", "_st"), strict=True):
             result |= {f"{key.upper()}{suffix}": 100 * average[key] for key in ("pq", "sq", "rq")}
-        table = tabulate(rows, ["", "PQ", "SQ", "RQ", "#categories"], tablefmt="pipe", floatfmt=".3f")
-        self._logger.info(f"Panoptic quality:\n{table}")
+        self._logger.info(f"Panoptic quality:\n{format_averages(means)}")
         per_class = total.quality.per_class()
         result |= {f"PQ-{name}": 100 * float(per_class["pq"][k]) for k, name in enumerate(self.classes.names)}
-        if self.output_dir is not None:
-            self._write_files([a for part in annotations for a in part])
+        if self.save_predictions:
+            self._write_json([a for part in annotations for a in part])
         return OrderedDict({"panoptic_seg": result})
 
-    def _write_files(self, annotations: list[dict[str, Any]]) -> None:
-        write_per_class(self.output_dir / "per_class.csv", self.classes, self.statistics)
-        if self.save_predictions:
-            images = [
-                {
-                    "id": r["image_id"],
-                    "file_name": os.path.basename(r["file_name"]),
-                    "height": r["height"],
-                    "width": r["width"],
-                }
-                for r in self.records.values()
-            ]
-            write_json(
-                self.output_dir / "predictions.json",
-                {"images": images, "annotations": annotations, "categories": self.classes.to_categories()},
-            )
+    def _write_json(self, annotations: list[dict[str, Any]]) -> None:
+        """Write predictions.json (COCO panoptic) of all images."""
+        images = [
+            {
+                "id": r["image_id"],
+                "file_name": os.path.basename(r["file_name"]),
+                "height": r["height"],
+                "width": r["width"],
+            }
+            for r in self.records.values()
+        ]
+        write_json(
+            self.output_dir / "predictions.json",
+            {"images": images, "annotations": annotations, "categories": self.classes.to_categories()},
+        )

@@ -14,6 +14,9 @@ from .dataset_statistics import DatasetStatistics
 from .panoptic_quality import PanopticStatistics
 
 PARTS = ("All", "Things", "Stuff")
+#: The columns of the tables of classes, by key of ``per_class_rows``.
+COLUMNS = {"pq": "PQ", "sq": "SQ", "rq": "RQ", "tp": "TP", "fp": "FP", "fn": "FN"}
+OPTIONAL_COLUMNS = {"semantic_iou": "IoU", "box_ap": "box AP", "mask_ap": "mask AP"}
 
 
 def part_of_classes(part: str, classes: Classes) -> np.ndarray:
@@ -72,20 +75,33 @@ def write_per_class(
         writer.writerows(rows)
 
 
+def format_classes(rows: list[dict[str, Any]], columns: tuple[str, ...] = ()) -> str:
+    """Return a table of classes for the screen, fractions in percent.
+
+    Args:
+        rows: Dicts with "class", the keys of ``COLUMNS`` and ``columns``; None stands for what is not known.
+        columns: Further columns, of ``OPTIONAL_COLUMNS``.
+    """
+    heads = COLUMNS | {key: OPTIONAL_COLUMNS[key] for key in columns}
+    body = [[row["class"], *(_percent(row[key], key) for key in heads)] for row in rows]
+    return tabulate(body, ["class", *heads.values()], floatfmt=".2f", missingval="-")
+
+
+def format_averages(means: dict[str, dict[str, float]]) -> str:
+    """Return a table of what ``averages`` returns, in percent."""
+    body = [[part, *(100 * means[part][key] for key in ("pq", "sq", "rq")), means[part]["n"]] for part in PARTS]
+    return tabulate(body, ["", "PQ", "SQ", "RQ", "classes"], floatfmt=".2f")
+
+
 def format_tables(
     classes: Classes, statistics: DatasetStatistics, rules: str, results: dict[str, Any] | None = None
 ) -> str:
     """Two tables for the screen, in percent: per class, and the means."""
     rows = per_class_rows(classes, statistics, results)
-    columns = {"pq": "PQ", "sq": "SQ", "rq": "RQ", "tp": "TP", "fp": "FP", "fn": "FN", "semantic_iou": "IoU"}
-    columns |= {"box_ap": "box AP", "mask_ap": "mask AP"} if results and "segm" in results else {}
-    body = [[row["class"], *(_percent(row[key], key) for key in columns)] for row in rows]
-    per_class = tabulate(body, ["class", *columns.values()], floatfmt=".2f", missingval="-")
-    means = averages(statistics.quality, classes, rules)
-    body = [[part, *(100 * m[k] for k in ("pq", "sq", "rq")), m["n"]] for part, m in means.items()]
-    text = f"{per_class}\n\n{tabulate(body, ['', 'PQ', 'SQ', 'RQ', 'classes'], floatfmt='.2f')}"
+    columns = ("semantic_iou", "box_ap", "mask_ap") if results and "segm" in results else ("semantic_iou",)
     others = [f"{label} {value:.2f}" for label, value in other_metrics(statistics, results)]
-    return f"{text}\n\n{'   '.join(others)}"
+    means = format_averages(averages(statistics.quality, classes, rules))
+    return f"{format_classes(rows, columns)}\n\n{means}\n\n{'   '.join(others)}"
 
 
 def _percent(value: float | None, key: str) -> float | None:
