@@ -20,14 +20,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-def semantic_class(segment: SegmentInfo, classes: Classes) -> int:
-    """Index of a segment's class in semantic order (stuff, then things)."""
-    return segment["category_id"] + (classes.num_stuff if segment["isthing"] else 0)
-
-
 def segment_color(segment: SegmentInfo, classes: Classes) -> Color:
     """The class's colour; instances vary in brightness and hue, the same ``track_id`` (else id) always alike."""
-    color = classes.colors[semantic_class(segment, classes)]
+    color = classes.colors[classes.to_label(segment)]
     if not segment["isthing"]:
         return color
     h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in color))
@@ -69,7 +64,7 @@ def _draw_labels(
     boxes = label_boxes(coarse, max([s["id"] for s in segments], default=0) + 1).astype(int)
     # Large segments choose their place first.
     for segment in sorted(segments, key=lambda s: -s["area"]):
-        name = classes.names[semantic_class(segment, classes)]
+        name = classes.names[classes.to_label(segment)]
         text = f"{name} {segment['score']:.0%}" if "score" in segment else name
         x0, y0, x1, y1 = boxes[segment["id"]]
         if x0 == x1:
@@ -135,7 +130,7 @@ def draw_overlay(
     else:
         colors[0] = void_color
     for segment in segments:
-        color = segment_color(segment, classes) if color_instances else classes.colors[semantic_class(segment, classes)]
+        color = segment_color(segment, classes) if color_instances else classes.colors[classes.to_label(segment)]
         colors[segment["id"]] = color
         is_thing[segment["id"]] = segment["isthing"]
     added = colors * share[:, None] + np.uint16(128)

@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..io import ids_to_rgb, read_image_size
 from ..prediction import PanopticResult, Predictor
 from ..prediction.batch.sources import IMAGE_SUFFIXES
+from ..visualization import segment_color
 
 _TITLE = "seamless_d2: panoptic segmentation"
 _MAX_PIXELS = 64_000_000
@@ -94,8 +95,6 @@ def figure(result: PanopticResult) -> str:
 
 def table(result: PanopticResult) -> str:
     """HTML table of the segments, the largest first."""
-    from ..visualization import segment_color
-
     rows = []
     for segment in sorted(result.segments, key=lambda s: -s.area):
         color = "rgb({}, {}, {})".format(*segment_color(segment.info(), result.classes))

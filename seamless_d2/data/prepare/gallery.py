@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...io import read_id_map, read_image
+from ...io import read_id_map, read_image, save_image
 from ...structures.classes import Classes
 from ...structures.id_maps import measure_segments, replace_ids
 from ...visualization import contact_sheet, draw_overlay
@@ -20,9 +20,7 @@ def overlay(image_file: Path, png_file: Path, segments: list[dict[str, Any]], cl
     infos = []
     for number, segment in enumerate(measure_segments(ids, segments), 1):
         label = classes.dataset_ids.index(segment["category_id"])
-        thing = label >= classes.num_stuff
-        category = label - classes.num_stuff if thing else label
-        infos.append({**segment, "id": number, "isthing": thing, "category_id": category, "source": segment["id"]})
+        infos.append({**segment, **classes.from_label(label), "id": number, "source": segment["id"]})
     panoptic = replace_ids(ids, {info["source"]: info["id"] for info in infos})
     return draw_overlay(read_image(image_file, ids.shape), panoptic, infos, classes)
 
@@ -34,8 +32,6 @@ def write_gallery(
     classes: Classes,
 ) -> list[Path]:
     """Write class_ID_NAME.jpg for each of ``best`` and contact_sheet.jpg of ``first``; the items go to ``overlay``."""
-    from ...io import save_image  # which imports the model
-
     written = []
     for category, item in sorted(best.items()):
         name = re.sub(r"\W+", "_", classes.names[classes.dataset_ids.index(category)])
