@@ -78,13 +78,13 @@ def run_validate(args: argparse.Namespace) -> None:
     report, categories = validate(
         panoptic_json, images, pngs, fix=args.fix, other=args.other, gallery=args.pictures, workers=args.workers
     )
-    print(report.table(categories))
+    print(report.format_table(categories))
     if report.fixed:
         print(f"{report.fixed} areas and boxes rewritten in {panoptic_json}")
     if args.report:
         report.write(args.report)
     if report.problems:
-        files = report.files()
+        files = report.list_files()
         print("\n".join(files))
         raise UserError(f"{len(report.problems)} problems in {len(files)} files of {panoptic_json}, listed above")
     print(f"{report.images} images, no problem")

@@ -1,4 +1,4 @@
-"""Ground truth in the forms that Detectron2's evaluators read, derived from the panoptic ground truth."""
+"""Semantic and instance ground truth, derived from the panoptic ground truth of a data set."""
 
 import hashlib
 import json
@@ -17,7 +17,12 @@ from .counting import number_segments
 
 
 def read_ground_truth(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 image of segment ids, resized to ``size`` (height, width) by nearest sampling where given."""
+    """Read the (H, W, 3) uint8 image of segment ids of a panoptic PNG.
+
+    Args:
+        path: The PNG.
+        size: The (height, width) to which the image is resized by nearest sampling; default its own size.
+    """
     image = read_id_image(path)
     if size is None or image.shape[:2] == tuple(size):
         return image
@@ -56,7 +61,7 @@ class SemanticGroundTruth:
 
 
 def _fingerprint(dataset_name: str) -> str:
-    """Of the panoptic json, or of all masks where a data set has none (``register_seamseg``)."""
+    """Return a hash of the panoptic json of a data set, or of its records and PNGs if it has no json."""
     source = MetadataCatalog.get(dataset_name).get("panoptic_json")
     if source:
         content = Path(source).read_bytes()
@@ -70,8 +75,15 @@ def _fingerprint(dataset_name: str) -> str:
 def write_instance_json(dataset_name: str, output_dir: str | Path) -> Path:
     """Write the things of a panoptic data set as COCO instance annotations (RLE), crowd included.
 
-    The file's name holds a fingerprint of the data set, so that a changed data set never meets an old file.
-    Returns the path; an existing file is kept.
+    The name of the file contains a fingerprint of the data set, so that a changed data set gets a new file. An existing
+    file is kept.
+
+    Args:
+        dataset_name: The name of a registered panoptic data set.
+        output_dir: The folder of the file.
+
+    Returns:
+        The path of the file.
     """
     metadata = MetadataCatalog.get(dataset_name)
     path = Path(output_dir) / f"{dataset_name}_instances_{_fingerprint(dataset_name)}.json"

@@ -1,4 +1,4 @@
-"""Streaming PQ for Detectron2's evaluation loop: sums per image, nothing gathered but the sums."""
+"""PQ in Detectron2's evaluation loop, accumulated per image."""
 
 import io
 import logging
@@ -22,15 +22,15 @@ from .ground_truth import read_ground_truth
 from .panoptic_quality import ImageMatch, Segments, match_image
 from .tables import averages, format_averages
 
-# Images whose ground truth is being read while the network goes on; bounds the memory.
+# The number of images that may wait for their comparison while the network runs, which bounds the memory.
 MAX_PENDING = 4
 
 
 class PanopticEvaluator(DatasetEvaluator):
-    """PQ, SQ, RQ over all, thing and stuff classes and per class, accumulated image by image.
+    """Evaluates PQ, SQ and RQ of all, thing and stuff classes, and PQ of each class.
 
-    The same numbers as Detectron2's ``COCOPanopticEvaluator``, without writing predictions to disk or sending them to
-    rank 0; memory does not grow with the number of images.
+    The numbers are those of Detectron2's ``COCOPanopticEvaluator``, but predictions are neither written to disk nor
+    sent to rank 0, and memory does not grow with the number of images.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class PanopticEvaluator(DatasetEvaluator):
         self._annotations: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take the model's "panoptic_seg" of some images; ground truth is read and compared in the background."""
+        """Add "panoptic_seg" of some images; threads read the ground truth and compare it in the background."""
         for entry, output in zip(inputs, outputs, strict=True):
             panoptic_seg, segments_info = output["panoptic_seg"]
             ids = panoptic_seg.cpu().numpy()
-            # Copies of what is needed: the dicts stay the model's.
+            # The threads work on copies, because the dicts belong to the model.
             scores = np.array([s.get("score", np.nan) for s in segments_info], np.float64)
             segments = Segments(
                 np.array([s["id"] for s in segments_info], np.int64),
@@ -88,12 +88,13 @@ class PanopticEvaluator(DatasetEvaluator):
             self._collect(MAX_PENDING)
 
     def _collect(self, left: int) -> None:
+        """Add the results of finished comparisons until at most ``left`` are pending."""
         while len(self._pending) > left:
             image_id, ids, match = self._pending.popleft()
             self.statistics.add(match.result(), image_id, ids)
 
     def gt_segments(self, record: dict[str, Any]) -> Segments:
-        """Of a record of the data set."""
+        """Return the true segments of a record of the data set."""
         info = record["segments_info"]
         return Segments(
             np.array([s["id"] for s in info], np.int64),
@@ -102,6 +103,7 @@ class PanopticEvaluator(DatasetEvaluator):
         )
 
     def _compare(self, image_id: Any, ids: np.ndarray, predicted: Segments) -> ImageMatch:
+        """Read the ground truth of one image and match its segments."""
         record = self.records[image_id]
         ground_truth = self.gt_segments(record)
         image = read_ground_truth(record["pan_seg_file_name"], ids.shape if self.resize_ground_truth else None)
@@ -113,6 +115,7 @@ class PanopticEvaluator(DatasetEvaluator):
             raise UserError(f"{record['file_name']}: {error}") from None
 
     def _save(self, image_id: Any, ids: np.ndarray, segments: Segments) -> None:
+        """Write the predicted PNG of one image and remember its annotation."""
         name = f"{image_id}.png".replace("/", "_")
         buffer = io.BytesIO()
         Image.fromarray(ids_to_rgb(ids)).save(buffer, format="PNG")
@@ -126,7 +129,11 @@ class PanopticEvaluator(DatasetEvaluator):
         self._annotations.append({"image_id": image_id, "file_name": name, "segments_info": info})
 
     def evaluate(self) -> OrderedDict | None:
-        """The metrics in percent on rank 0, keys as Detectron2's plus "PQ-CLASS"; None elsewhere."""
+        """Return the metrics in percent on rank 0, None on the others.
+
+        Returns:
+            {"panoptic_seg": metrics} with Detectron2's keys and PQ-CLASS.
+        """
         self._collect(0)
         self._pool.shutdown()
         gathered = comm.gather(self.statistics)

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML page that needs nothing but itself."""
+"""The report of an evaluation: a self-contained HTML page, beside metrics.json and per_class.csv."""
 
 import base64
 import io
@@ -29,7 +29,8 @@ from .tables import (
     write_per_class,
 )
 
-# For an image id: its name, the image (RGB) or None, the true image of ids and its segments.
+#: From an image id to the name of the image, the (H, W, 3) uint8 RGB image or None, the (H, W, 3) uint8 image of true
+#: ids and the true segments.
 LoadGroundTruth = Callable[[Any], tuple[str, np.ndarray | None, np.ndarray, Segments]]
 
 
@@ -45,13 +46,13 @@ def write_reports(
     """Write metrics.json, per_class.csv and report.html.
 
     Args:
-        output_dir: folder, made where it does not exist.
-        title: of the page.
-        classes: in the order of the statistics.
-        statistics: of the data set.
-        rules: "panopticapi" or "original", as the statistics were made.
-        load_ground_truth: reads what is shown of one image.
-        results: of Detectron2's evaluators too.
+        output_dir: The folder of the files; it is created if it does not exist.
+        title: The title of the page.
+        classes: The classes in the order of the statistics.
+        statistics: The statistics of the data set.
+        rules: The rules by which the statistics were made, "panopticapi" or "original".
+        load_ground_truth: Reads the image and ground truth of an example.
+        results: The results of Detectron2's evaluation loop, if there are any.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     metrics = {

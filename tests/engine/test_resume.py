@@ -95,7 +95,7 @@ KILLS = {
     "in an evaluation": at(SeamlessTrainer, "_test", 1),
     "between best weights and history": at(SeamlessCheckpointer, "save", 1, after=True),
     "between two forward passes": at(step_module.TrainingStep, "_backward", 4),
-    "after the optimiser's step": at(step_module.TrainingStep, "_optimise", 2, after=True),
+    "after the optimizer's step": at(step_module.TrainingStep, "_update_weights", 2, after=True),
     "in the middle of the last checkpoint": in_the_middle_of_checkpoint(2),
     "in the last evaluation": at(SeamlessTrainer, "_test", 1),
 }
@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_is_passed_over(unfinished: Path, start, arguments,
     assert start(unfinished) == 0
     log = (unfinished / "log.txt").read_text()
     for file, earlier in ((numbered[2], numbered[1]), (numbered[1], numbered[0])):
-        assert f"checkpoint {file} cannot be read" in log and f"Going on from an earlier one: {earlier}" in log
+        assert f"checkpoint {file} cannot be read" in log and f"Resuming from an earlier one: {earlier}" in log
     assert "wrong checksum" in log
     assert_same(final(unfinished), calm)
     for file in unfinished.glob("model_*.pth"):
@@ -235,7 +235,7 @@ def test_old_checkpoints_go_and_a_longer_schedule_goes_on(unfinished: Path, star
     ("opts", "words"),
     [
         (("MODEL.FPN.OUT_CHANNELS", "8"), "model_0000005.pth: .*does not fit this model"),
-        (("SOLVER.NORM_LR_FACTOR", "0.5", "SOLVER.WEIGHT_DECAY_BIAS", "0.5"), "optimiser does not fit this config"),
+        (("SOLVER.NORM_LR_FACTOR", "0.5", "SOLVER.WEIGHT_DECAY_BIAS", "0.5"), "optimizer does not fit this config"),
     ],
 )
 def test_a_checkpoint_of_another_config(unfinished: Path, arguments, opts: tuple[str, ...], words: str) -> None:

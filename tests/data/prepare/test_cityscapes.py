@@ -193,6 +193,6 @@ def test_mistakes_are_named(tmp_path) -> None:
     write_map(tmp_path, "train", "ulm_000003_000019", np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(UserError) as error:
         prepare_cityscapes(tmp_path, workers=1)
-    for words in ("4 of 4", "value 40", "000001_000019_gtFine_instanceIds.png cannot be read", "holds colours (RGB)"):
+    for words in ("4 of 4", "value 40", "000001_000019_gtFine_instanceIds.png cannot be read", "holds colors (RGB)"):
         assert words in str(error.value)
     assert "ulm_000002_000019_leftImg8bit.png, the image of" in str(error.value)

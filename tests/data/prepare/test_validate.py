@@ -65,7 +65,7 @@ def test_a_clean_set(data) -> None:
     ids, _ = scene()
     assert report.pixels[None] == 36 and report.pixels[3] == 2400 + (ids == 300).sum()
     assert sum(report.pixels.values()) == 2 * 2400
-    rows = [line.split() for line in report.table(categories).splitlines()]
+    rows = [line.split() for line in report.format_table(categories).splitlines()]
     assert ["90", "person", "thing", "1", "1", "1.67"] in rows
 
 
@@ -99,7 +99,7 @@ BREAKS = {
     "PNG with a palette": (
         lambda d: Image.new("P", (60, 40)).save(d.panoptic / "a.png"),
         "panoptic/a.png",
-        "neither an RGB nor a grey",
+        "neither an RGB nor a gray",
     ),
     "PNG of another size": (lambda d: d.edit_ids(lambda ids: ids[1:]), "panoptic/a.png", "60 x 39 pixels"),
     "id in the PNG alone": (lambda d: d.edit_ids(lambda ids: paint(ids, 4321)), "panoptic/a.png", "id 4321 is in"),
