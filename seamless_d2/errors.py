@@ -11,7 +11,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        # A worker of a data loader raises errors again with the traceback as message, whose last line is the original.
+        # The worker of a data loader raises an error again with the traceback as its message.
         if message.startswith("Caught UserError in "):
             message = message.rstrip().rsplit("UserError: ", 1)[-1]
         super().__init__(message)
