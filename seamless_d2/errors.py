@@ -20,8 +20,8 @@ class UserError(Exception):
 def run_tool(main: Callable[[], object]) -> None:
     """Run the ``main`` function of a tool.
 
-    A ``UserError``, or an ``OSError`` of a file (no permission, disk full, not a folder), becomes one line on stderr and
-    exit code 1; Ctrl-C becomes exit code 130.
+    A ``UserError``, or an ``OSError`` of a file (no permission, disk full, not a folder), becomes one line on stderr
+    and exit code 1; Ctrl-C becomes exit code 130.
     """
     try:
         main()

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Judge COCO-panoptic predictions of any program.
+"""Evaluate COCO-panoptic predictions of any program.
 
     python tools/evaluate_predictions.py predictions.json ground_truth.json --json result.json
     python tools/evaluate_predictions.py predictions.json ground_truth.json --output report --images images
 
-The folders of the PNGs default to the jsons' paths without ".json". Numbers equal panopticapi's. With --output,
-metrics.json, per_class.csv and report.html are written too; --images shows the images there. A "score" in the predicted
-segments_info adds the curve of score thresholds.
+The folders of the PNGs default to the paths of the jsons without ".json". The numbers are those of panopticapi. With
+--output, metrics.json, per_class.csv and report.html are written too; with --images, the report shows the images. If
+the predicted segments_info have a "score", the report has a curve of score thresholds.
 """
 
 import argparse

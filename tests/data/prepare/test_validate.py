@@ -212,3 +212,16 @@ def test_the_tool(data, tmp_path) -> None:
     assert f"{data.panoptic / 'a.png'}: panoptic map" in done.stdout
     assert done.stderr.splitlines()[-1].startswith("error: 1 problems in 1 files")
     assert json.loads(report.read_text())["file"] == str(data.panoptic / "a.png")
+
+
+def test_the_tool_takes_a_data_set_of_a_config(data, tmp_path) -> None:
+    paths = [str(data.images), str(data.panoptic), str(data.json)]
+    config = tmp_path / "config.yaml"
+    for name, values in (("mine", paths), ("old", [str(tmp_path / "root"), "train"])):
+        config.write_text(json.dumps({"DATASETS": {"PANOPTIC": [[name, *values]]}}))
+        command = [sys.executable, str(TOOL), "validate", name, "--config-file", str(config), "--workers", "1"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if name == "mine":
+            assert done.returncode == 0 and done.stdout.splitlines()[-1].endswith("no problem"), done.stderr
+        else:
+            assert f"run `prepare_dataset.py seamseg {tmp_path / 'root'}` and validate" in done.stderr
