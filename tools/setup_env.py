@@ -370,7 +370,7 @@ def main() -> int:
     except OSError as error:
         message = f"{error.strerror or error} ({error.filename}): mend that and run this again"
     except KeyboardInterrupt:
-        message = "interrupted: run the same command again to go on from here"
+        message = "interrupted: run the same command again to resume"
     print(f"setup: {message}", file=sys.stderr)
     return 1
 

@@ -122,6 +122,7 @@ class Dying:
         return draw(record)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = take(make(), 13)
     loader = make(Dying(tmp_path / "died"), num_workers=1, on_fault="skip")

@@ -41,6 +41,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken(predictor) -> None:
     pytest.importorskip("gradio", reason="needs Gradio (the extra 'page')")
     with socket.socket() as taken:
@@ -70,6 +71,7 @@ def address(predictor) -> Iterator[str]:
     thread.join(20)
 
 
+@pytest.mark.slow
 def test_in_a_browser(address: str, tmp_path: Path, predictor) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

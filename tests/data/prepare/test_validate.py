@@ -203,6 +203,7 @@ def test_images(data, tmp_path) -> None:
     assert plain[:200].std(axis=(0, 1)).max() < 10
 
 
+@pytest.mark.slow
 def test_the_tool(data, tmp_path) -> None:
     (data.panoptic / "a.png").unlink()
     command = [sys.executable, str(TOOL), "validate", str(data.json), "--images", str(data.images), "--workers", "1"]
@@ -214,6 +215,7 @@ def test_the_tool(data, tmp_path) -> None:
     assert json.loads(report.read_text())["file"] == str(data.panoptic / "a.png")
 
 
+@pytest.mark.slow
 def test_the_tool_takes_a_data_set_of_a_config(data, tmp_path) -> None:
     paths = [str(data.images), str(data.panoptic), str(data.json)]
     config = tmp_path / "config.yaml"
