@@ -13,8 +13,7 @@ from seamless_d2.errors import UserError
 from seamless_d2.structures.classes import Classes
 from seamless_d2.structures.id_maps import label_boxes
 
-from ..helpers.panoptic_files import id_to_rgb, scene, write_dataset
-from .test_registration import unique_name
+from ..helpers.panoptic_files import id_to_rgb, scene, unique_name, write_dataset
 
 
 def make_records(tmp_path, **maps) -> list[dict]:

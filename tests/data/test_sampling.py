@@ -10,7 +10,7 @@ from seamless_d2 import get_config
 from seamless_d2.data.sampling import GroupedBatchSampler, build_train_sampler, repeat_factors
 from seamless_d2.errors import UserError
 
-from .test_registration import unique_name
+from ..helpers.panoptic_files import unique_name
 
 LANDSCAPE = [True, False, True, True, True, False, True, False, True, True, False, True, True]  # 9 and 4
 

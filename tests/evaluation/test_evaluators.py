@@ -19,8 +19,7 @@ from seamless_d2.evaluation.instance_evaluator import fused_instances, resize_in
 from seamless_d2.evaluation.semantic_evaluator import fused_labels
 from seamless_d2.structures.classes import Classes
 
-from ..data.test_registration import unique_name
-from ..helpers.panoptic_files import scene, write_dataset
+from ..helpers.panoptic_files import scene, unique_name, write_dataset
 from .test_ground_truth import perfect_output
 
 

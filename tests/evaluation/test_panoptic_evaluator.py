@@ -18,8 +18,7 @@ from seamless_d2 import register_panoptic
 from seamless_d2.evaluation import PanopticEvaluator
 from seamless_d2.evaluation.tables import write_per_class
 
-from ..data.test_registration import unique_name
-from ..helpers.panoptic_files import scene, write_dataset
+from ..helpers.panoptic_files import scene, unique_name, write_dataset
 
 
 def images(number: int) -> dict:

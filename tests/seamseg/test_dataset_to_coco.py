@@ -20,8 +20,7 @@ from seamless_d2.io import read_id_map
 from seamless_d2.seamseg.dataset_to_coco import describe_json, prepare_seamseg, write_seamseg
 from seamless_d2.structures.classes import Classes
 
-from ..data.test_registration import unique_name
-from ..helpers.panoptic_files import scene, write_dataset
+from ..helpers.panoptic_files import scene, unique_name, write_dataset
 
 META = {
     "num_stuff": 2,

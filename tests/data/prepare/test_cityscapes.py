@@ -16,7 +16,7 @@ from seamless_d2.errors import UserError
 from seamless_d2.io import read_id_map
 from seamless_d2.structures.classes import Classes
 
-from ..test_registration import unique_name
+from ...helpers.panoptic_files import unique_name
 
 SIZE = (120, 60)
 # Label and x0, y0, x1, y1, painted in this order.

@@ -17,7 +17,7 @@ from seamless_d2.errors import UserError
 from seamless_d2.io import read_id_map
 from seamless_d2.structures.classes import Classes
 
-from ..test_registration import unique_name
+from ...helpers.panoptic_files import unique_name
 
 HEIGHT, WIDTH = 40, 60
 ROOT, CAR, GRASS, PERSON, UNUSED = 0, 4, 5, 9, 12
