@@ -22,13 +22,11 @@ with warnings.catch_warnings():
     # Detectron2 scripts functions as it is imported, which newer versions of PyTorch call out of date on every start.
     warnings.filterwarnings("ignore", ".*torch.jit.script.*", FutureWarning)
     warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)
-    from . import (
-        modeling,  # noqa: F401  (registers the components)
-        seamseg,  # noqa: F401  (registers its formats)
-    )
+    from . import modeling  # noqa: F401  (registers the components)
     from .config import add_seamless_config, get_config
-    from .data import register_panoptic, register_seamseg
+    from .data import register_panoptic
     from .prediction import PanopticResult, Predictor
+    from .seamseg import register_seamseg  # registers the formats of the original too
 
 __all__ = [
     "PanopticResult",

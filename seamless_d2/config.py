@@ -1,4 +1,4 @@
-"""Every configuration key that seamless_d2 adds to Detectron2's, and the lookup of the shipped configs."""
+"""The configuration keys that seamless_d2 adds to Detectron2's, and the lookup of the shipped configs."""
 
 import difflib
 import re
@@ -12,106 +12,110 @@ from .errors import UserError
 def add_seamless_config(cfg: CfgNode) -> None:
     """Add the keys of seamless_d2, with their defaults, to Detectron2's ``cfg`` in place.
 
-    Keys that Detectron2 already has keep their names and meaning; the fusion thresholds are
+    Keys that Detectron2 already has keep their names and meanings. The thresholds of panoptic fusion are
     ``MODEL.PANOPTIC_FPN.COMBINE.{INSTANCES_CONFIDENCE_THRESH, OVERLAP_THRESH, STUFF_AREA_LIMIT}``.
     """
     # --- the model as a whole ---------------------------------------------------------------------------------
     cfg.MODEL.SEAMLESS = CfgNode()
-    # Activation after every normalisation: leaky_relu, elu, relu or identity.
+    # The activation after every normalization: leaky_relu, elu, relu or identity.
     cfg.MODEL.SEAMLESS.ACTIVATION = "leaky_relu"
-    # Negative slope of leaky_relu, alpha of elu.
+    # The negative slope of leaky_relu, or the alpha of elu.
     cfg.MODEL.SEAMLESS.ACTIVATION_SLOPE = 0.01
-    # Batch normalisation keeps only its output for the backward pass and computes its input back from it (in-place
-    # activated BatchNorm): about 40 % less memory of activations for some more time. For leaky_relu and elu.
+    # In-place activated batch normalization: it keeps only its output for the backward pass and computes its input
+    # from it. This saves about 40 % of the memory of activations and takes some more time. It needs leaky_relu or elu.
     cfg.MODEL.SEAMLESS.INPLACE_NORM = False
-    # Stages of the ResNet ("res2" ... "res5") that keep only their input in training and are computed again in the
-    # backward pass.
+    # The stages of the ResNet ("res2" ... "res5") that use gradient checkpointing: in training they keep only their
+    # input and are computed again in the backward pass.
     cfg.MODEL.SEAMLESS.GRADIENT_CHECKPOINTING = []
-    # Memory format of weights and features: channels last is what tensor cores want (AMP on a GPU).
+    # Use the memory format "channels last" for weights and features, which suits tensor cores (AMP on a GPU).
     cfg.MODEL.SEAMLESS.CHANNELS_LAST = False
-    # Groups of group normalisation, wherever a NORM key says "GN".
+    # The number of groups of group normalization, wherever a NORM key is "GN".
     cfg.MODEL.SEAMLESS.GN_GROUPS = 16
-    # Where instances and semantic scores are merged: "input" = the network's resolution, the map is then brought to
-    # the requested size by nearest sampling (as the original); "output" = the requested size.
+    # The resolution at which instances and semantic scores are fused. "input" is the resolution of the network; the
+    # map is then resized to the requested size by nearest sampling, as in the original. "output" is the requested size.
     cfg.MODEL.SEAMLESS.FUSE_AT = "input"
-    # What inference computes and returns; what is not listed costs nothing.
+    # The outputs that inference computes and returns. An output that is not listed costs no time.
     cfg.MODEL.SEAMLESS.OUTPUTS = ["instances", "sem_seg", "panoptic_seg"]
-    # The original's ways at ties and edges, needed only to reproduce its numbers to the decimal:
-    # - NMS suppresses at IoU >= threshold (otherwise >, as torchvision and Detectron2);
-    # - proposals without area are kept and take slots (otherwise dropped);
-    # - detections that need no truncation are in class-major order (otherwise always by score);
-    # - resizing truncates the new sides (otherwise rounds them, as Detectron2).
+    # Follow the original at ties and edges, which is needed only to reproduce its numbers to the last decimal:
+    # - NMS suppresses at IoU >= threshold (otherwise >, as in torchvision and Detectron2);
+    # - proposals without area are kept and use up slots (otherwise they are dropped);
+    # - detections that need no truncation are in class-major order (otherwise they are always ordered by score);
+    # - resizing truncates the new sides (otherwise it rounds them, as in Detectron2).
     cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS = False
-    # Names, colours and data set ids of the classes: things in the order 0..T-1, "stuff" all C semantic classes (stuff,
-    # then things). Written by training and by the converters, so that a prediction needs only yaml and weights.
+    # The names, colors and data set ids of the classes in the order of their semantic labels (stuff, then things).
+    # Training and the converters write them, so that prediction needs only a yaml file and weights.
     cfg.MODEL.SEAMLESS.CLASS_NAMES = []
     cfg.MODEL.SEAMLESS.CLASS_COLORS = []
     cfg.MODEL.SEAMLESS.CLASS_DATASET_IDS = []
 
     # --- backbone ---------------------------------------------------------------------------------------------
-    # Stride-2 levels added to the FPN from the last backbone stage (p6, p7, ...).
+    # The number of stride-2 levels (p6, p7, ...) that are added to the FPN after the last backbone stage.
     cfg.MODEL.FPN.EXTRA_LEVELS = 1
 
     # --- semantic head ----------------------------------------------------------------------------------------
-    # Window (height, width) of the sliding mean, in pixels of each level's feature map.
+    # The window (height, width) of the sliding mean, in pixels of the feature map of each level.
     cfg.MODEL.SEM_SEG_HEAD.POOLING_SIZE = [64, 64]
-    # Dilation of the dilated 3x3 convolution.
+    # The dilation of the dilated 3x3 convolution.
     cfg.MODEL.SEM_SEG_HEAD.DILATION = 6
-    # Share of the hardest pixels of each image that enter the loss; 1.0 takes them all.
+    # The fraction of each image's pixels, those with the highest loss, that enter the loss; 1.0 takes all pixels.
     cfg.MODEL.SEM_SEG_HEAD.LOSS_TOP_K = 0.25
 
     # --- region proposals -------------------------------------------------------------------------------------
-    # Normalisation of the RPN's 3x3 convolution (as every NORM key: BN, SyncBN, FrozenBN, GN or Affine).
+    # The normalization of the RPN's 3x3 convolution; as every NORM key: BN, SyncBN, FrozenBN, GN or Affine.
     cfg.MODEL.RPN.NORM = "BN"
-    # Anchors whose share inside crowd regions is at least this are ignored.
+    # Anchors of whose area at least this fraction lies inside crowd regions are ignored.
     cfg.MODEL.RPN.CROWD_THRESH = 0.7
 
     # --- ROI heads --------------------------------------------------------------------------------------------
-    # Proposals whose share inside crowd regions is at least this are dropped.
+    # Proposals of whose area at least this fraction lies inside crowd regions are dropped.
     cfg.MODEL.ROI_HEADS.CROWD_THRESH = 0.7
-    # A box of this side length (square root of its area, pixels) takes its features from this level (2 = p2), larger
-    # ones from coarser levels (Lin et al. 2017, equation 1).
+    # A box with sides of this length (the square root of its area, in pixels) is pooled from level CANONICAL_LEVEL
+    # (2 = p2), larger ones from coarser levels (Lin et al. 2017, equation 1).
     cfg.MODEL.ROI_HEADS.CANONICAL_BOX_SIZE = 224
     cfg.MODEL.ROI_HEADS.CANONICAL_LEVEL = 4
-    # Weights of the classification and the mask loss (Detectron2 has keys for the other four).
+    # The weights of the classification loss and the mask loss (Detectron2 has keys for the other four losses).
     cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT = 1.0
     cfg.MODEL.ROI_MASK_HEAD.LOSS_WEIGHT = 1.0
-    # Mask loss: void pixels count as background instead of carrying no weight.
+    # In the mask loss, void pixels count as background instead of being ignored.
     cfg.MODEL.ROI_MASK_HEAD.VOID_IS_BACKGROUND = False
 
     # --- data -------------------------------------------------------------------------------------------------
-    # Data sets to register: [name, image_dir, panoptic_dir, panoptic_json] each, or [name, root, split] for one in the
-    # original's format; relative paths are below $DETECTRON2_DATASETS (default ./datasets).
+    # The data sets to register: [name, image_dir, panoptic_dir, panoptic_json] for COCO panoptic, or [name, root,
+    # split] for the original's format. Relative paths are below $DETECTRON2_DATASETS (default ./datasets).
     cfg.DATASETS.PANOPTIC = []
-    # DATALOADER.SAMPLER_TRAIN may be TrainingSampler, RepeatFactorTrainingSampler (REPEAT_THRESHOLD; counts things and
-    # stuff), RandomSubsetTrainingSampler or GroupedBatchSampler (the original's: whole epochs, no batch mixes landscape
-    # and portrait). Share of the images that RandomSubsetTrainingSampler takes:
+    # DATALOADER.SAMPLER_TRAIN may be TrainingSampler, RepeatFactorTrainingSampler (with REPEAT_THRESHOLD; it counts
+    # things and stuff), RandomSubsetTrainingSampler or GroupedBatchSampler (the original's: whole epochs, and no batch
+    # mixes landscape and portrait images). This is the fraction of the images that RandomSubsetTrainingSampler takes.
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
-    # A file that cannot be read, or a loader process that dies: "stop", or "skip" (the next image takes the place of an
-    # unreadable one; a batch that was lost with its process is loaded again) up to MAX_FAULTS times.
+    # What happens if a file cannot be read or a loader process dies: "stop", or "skip" up to MAX_FAULTS times. In place
+    # of an unreadable image, "skip" takes the next one; a batch that was lost with its process is loaded again.
     cfg.DATALOADER.ON_FAULT = "stop"
     cfg.DATALOADER.MAX_FAULTS = 10
 
     # --- evaluation -------------------------------------------------------------------------------------------
     # Also write the predicted maps (COCO panoptic) to OUTPUT_DIR/inference.
     cfg.TEST.SAVE_PREDICTIONS = False
-    # What AP and mIoU are measured on: "separate" = the heads' outputs, "panoptic" = instances and classes of the fused
-    # map, as the original does by default.
+    # What AP and mIoU are measured on: "separate" takes the outputs of the heads, "panoptic" the instances and classes
+    # of the fused map, as the original does by default.
     cfg.TEST.EVAL_MODE = "separate"
-    # Where PQ and mIoU are measured: "output" = at the image's size, "input" = at the network's, the ground truth brought
-    # there by nearest sampling, as the original's published numbers were. AP is always at the image's size.
+    # The resolution at which PQ and mIoU are measured: "output" is the size of the image, "input" that of the network's
+    # input, to which the ground truth is resized by nearest sampling, as for the original's published numbers. AP is
+    # always measured at the size of the image.
     cfg.TEST.EVAL_RESOLUTION = "output"
-    # Void and crowd rules of PQ: "panopticapi", or "original" (crowd is void, absent classes count as 0 in the means).
+    # The rules of PQ for void and crowd regions: "panopticapi", or "original" (crowd regions are void, and absent
+    # classes count as 0 in the means).
     cfg.TEST.PQ_RULES = "panopticapi"
-    # Also measure mIoU along the borders of regions (Cheng et al., CVPR 2021); costs seconds per image.
+    # Also measure the IoU along the borders of regions (Cheng et al., CVPR 2021), which takes seconds per image.
     cfg.TEST.BOUNDARY_IOU = False
     # Write metrics.json, per_class.csv and report.html to OUTPUT_DIR/inference.
     cfg.TEST.REPORT = True
-    # Images for TensorBoard at each evaluation during training: image, ground truth and prediction.
+    # The number of images that TensorBoard shows after each evaluation during training, each with its ground truth and
+    # its prediction.
     cfg.TEST.NUM_VISUALIZED_IMAGES = 4
 
     # --- Weights & Biases --------------------------------------------------------------------------------------
-    # Also send all scalars there (pip install seamless_d2[wandb]); WANDB_MODE=offline keeps them on this machine.
+    # Also send all scalars to Weights & Biases (pip install seamless_d2[wandb]). WANDB_MODE=offline in the environment
+    # keeps them on this machine.
     cfg.WANDB = CfgNode()
     cfg.WANDB.ENABLED = False
     cfg.WANDB.PROJECT = "seamless_d2"
@@ -119,39 +123,42 @@ def add_seamless_config(cfg: CfgNode) -> None:
     # --- solver -----------------------------------------------------------------------------------------------
     # The optimizer: "SGD" (with MOMENTUM and NESTEROV) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Take a whole step of the optimizer in one kernel.
+    # Use the implementation of the optimizer that takes a whole step in one kernel.
     cfg.SOLVER.FUSED_OPTIMIZER = False
-    # Factor on the learning rate of normalisation parameters; 0 freezes them (running statistics still update).
+    # The factor on the learning rate of normalization parameters; 0 freezes them (running statistics still update).
     cfg.SOLVER.NORM_LR_FACTOR = 1.0
-    # Length of the training in epochs; above 0 it overrides MAX_ITER.
+    # The length of the training in epochs; above 0 it overrides MAX_ITER.
     cfg.SOLVER.EPOCHS = 0
-    # LR_SCHEDULER_NAME may also be "Poly", "Linear", "Step" or "MultiStep": the original's formulas, counting from 1.
+    # LR_SCHEDULER_NAME may also be "Poly", "Linear", "Step" or "MultiStep": the original's formulas, which count from
+    # 1. This is the exponent of "Poly".
     cfg.SOLVER.POLY_LR_POWER = 0.9
-    # End points of "Linear", as factors on BASE_LR.
+    # The end points of "Linear", as factors on BASE_LR.
     cfg.SOLVER.LINEAR_RANGE = [1.0, 0.0]
-    # Length of one step of "Step", in the unit of SCHEDULE_BY.
+    # The length of one step of "Step", in the unit of SCHEDULE_BY.
     cfg.SOLVER.STEP_SIZE = 1
-    # What the schedule counts: "iteration" or "epoch".
+    # The unit in which the schedule counts: "iteration" or "epoch".
     cfg.SOLVER.SCHEDULE_BY = "iteration"
-    # Forward passes per step: the IMS_PER_BATCH images of a step go through the model in so many portions, and the step
-    # follows the mean of their losses. For GPUs that are fewer or smaller than the recipe's.
+    # The number of forward passes per step (gradient accumulation): the IMS_PER_BATCH images of a step are divided
+    # among them, and the step follows the mean of their losses. For fewer or smaller GPUs than the recipe's.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-    # With SOLVER.AMP.ENABLED, what is computed in: "bf16", or "fp16" with a scaled loss.
+    # The precision of mixed-precision training (SOLVER.AMP.ENABLED): "bf16", or "fp16" with a scaled loss.
     cfg.SOLVER.AMP.DTYPE = "bf16"
-    # Exponential moving average of the weights, evaluated beside them (results "ema/...") and written to
+    # Exponential moving average of the weights. It is evaluated beside the weights (results "ema/...") and written to
     # model_final_ema.pth. The decay is per step, and smaller in the first steps.
     cfg.SOLVER.EMA = CfgNode()
     cfg.SOLVER.EMA.ENABLED = False
     cfg.SOLVER.EMA.DECAY = 0.9998
-    # A loss or gradient that is NaN or infinite: "stop", or "skip" the step up to MAX_SKIPPED_STEPS times.
+    # What happens if a loss or gradient is NaN or infinite: "stop", or "skip" the step, up to MAX_SKIPPED_STEPS times.
     cfg.SOLVER.ON_NONFINITE = "stop"
     cfg.SOLVER.MAX_SKIPPED_STEPS = 10
-    # Numbered checkpoints that are kept, the newest ones; 0 keeps all. model_best and model_final are kept anyway.
+    # The number of numbered checkpoints to keep, the newest ones; 0 keeps all. model_best and model_final are always
+    # kept.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 5
-    # Iterations between two lines of progress.
+    # The number of iterations between two progress lines in the log.
     cfg.SOLVER.LOG_PERIOD = 20
 
 
+#: The values that the TEST keys of ``add_seamless_config`` accept.
 CHOICES = {
     "EVAL_MODE": ("separate", "panoptic"),
     "EVAL_RESOLUTION": ("output", "input"),
@@ -160,7 +167,7 @@ CHOICES = {
 
 
 def check_test_keys(cfg: CfgNode) -> None:
-    """Raise ``UserError`` where one of our TEST keys has a value that it does not know."""
+    """Raise ``UserError`` if one of the TEST keys in ``CHOICES`` has a value that is not listed there."""
     for key, choices in CHOICES.items():
         if cfg.TEST[key] not in choices:
             names = " or ".join(f'"{choice}"' for choice in choices)
@@ -168,13 +175,13 @@ def check_test_keys(cfg: CfgNode) -> None:
 
 
 def config_file(name: str) -> Path:
-    """Path of a shipped config such as ``"cityscapes/seamless_R_50_FPN.yaml"``.
+    """Return the path of a shipped config such as ``"cityscapes/seamless_R_50_FPN.yaml"``.
 
     Raises:
-        UserError: there is no such config; the message lists those that exist.
+        UserError: There is no such config; the message lists those that exist.
     """
     package = Path(__file__).resolve().parent
-    # An installed package carries the configs inside; a checkout has them beside the package.
+    # An installed package contains the configs; in a checkout they are beside the package.
     roots = [root for root in (package / "configs", package.parent / "configs") if root.is_dir()]
     for root in roots:
         if (root / name).is_file():
@@ -184,10 +191,10 @@ def config_file(name: str) -> Path:
 
 
 def resolve_config(file: str | Path) -> Path:
-    """``file`` itself where it exists, else the shipped config of that name.
+    """Return ``file`` if it exists, else the path of the shipped config of that name.
 
     Raises:
-        UserError: there is neither.
+        UserError: Neither exists.
     """
     if Path(file).is_file():
         return Path(file)
@@ -197,7 +204,7 @@ def resolve_config(file: str | Path) -> Path:
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
-    """All full keys, sections included, with their values."""
+    """Return all keys with their full names, sections included, and their values."""
     result: dict[str, object] = {}
     for name, value in cfg.items():
         result[prefix + name] = value
@@ -207,13 +214,13 @@ def _keys(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
 
 
 def _explain(cfg: CfgNode, reason: str) -> str:
-    """Make yacs's complaint one that says what to write instead."""
+    """Rewrite an error message of yacs so that it says what to write instead."""
     key = reason.rsplit("key: ", 1)[-1] if "key: " in reason else ""
     keys = _keys(cfg)
     if "Non-existent" in reason:
         by_upper = {k.upper(): k for k in keys}
         close = difflib.get_close_matches(key.upper(), by_upper, n=3, cutoff=0.75)
-        # The right name in the wrong section.
+        # Also suggest keys of the right name in another section.
         leaf = key.rsplit(".", 1)[-1].upper()
         close += [k for k in by_upper if k.rsplit(".", 1)[-1] == leaf and k not in close][:3]
         names = [by_upper[k] for k in close]
@@ -230,12 +237,17 @@ def _explain(cfg: CfgNode, reason: str) -> str:
 
 
 def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode:
-    """Detectron2's defaults, ours, then the yaml ``file``, then ``KEY VALUE`` overrides.
+    """Load a configuration: the defaults, then the yaml ``file``, then the overrides.
 
-    ``file`` may be a path or the name of a shipped config. Yaml tags that would run code are refused.
+    Args:
+        file: A path, or the name of a shipped config. Yaml tags that would run code are refused.
+        overrides: KEY VALUE pairs, as on a command line.
+
+    Returns:
+        The complete configuration.
 
     Raises:
-        UserError: file missing, not yaml, or with a key that does not exist.
+        UserError: The file is missing, is no yaml, or has a key or value that does not exist.
     """
     cfg = get_cfg()
     add_seamless_config(cfg)
@@ -254,5 +266,12 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode
 
 
 def get_config(name: str) -> CfgNode:
-    """Complete configuration of a shipped config, e.g. ``get_config("cityscapes/seamless_R_50_FPN.yaml")``."""
+    """Return a shipped config as a complete configuration.
+
+    Args:
+        name: Its name, such as ``"cityscapes/seamless_R_50_FPN.yaml"``; the suffix may be left out.
+
+    Raises:
+        UserError: There is no such config.
+    """
     return load_config(config_file(name if name.endswith(".yaml") else f"{name}.yaml"))

@@ -1,23 +1,27 @@
-"""The one exception for what a user can put right."""
+"""The exception for mistakes that a user can correct, and its handling by the tools."""
 
 import sys
 from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A mistake in the user's input; the message is one sentence that names the file or key and the remedy."""
+    """A mistake in the user's input.
+
+    The message is one sentence that names the file or key and says what to do.
+    """
 
     def __init__(self, message: str) -> None:
-        # A data-loader worker re-raises with its whole traceback as the message; the last line is ours.
+        # The worker of a data loader raises an error again with the traceback as its message.
         if message.startswith("Caught UserError in "):
             message = message.rstrip().rsplit("UserError: ", 1)[-1]
         super().__init__(message)
 
 
 def run_tool(main: Callable[[], object]) -> None:
-    """Run a tool's ``main``: a :class:`UserError` becomes one line on stderr and exit code 1, Ctrl-C exit code 130.
+    """Run the ``main`` function of a tool.
 
-    So does a file that the system refuses (no permission, disk full, not a folder).
+    A ``UserError``, or an ``OSError`` of a file (no permission, disk full, not a folder), becomes one line on stderr
+    and exit code 1; Ctrl-C becomes exit code 130.
     """
     try:
         main()

@@ -1,4 +1,4 @@
-"""Reading images and id maps, with clear errors."""
+"""Files: reading of images, id maps and jsons with clear errors, and atomic writing."""
 
 import io
 import json
@@ -21,15 +21,15 @@ _EXIF_ORIENTATION = 0x0112
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8 RGB; 16-bit, grey, palette and transparent images are converted.
+    """Read an image as (H, W, 3) uint8 RGB; 16-bit, gray, palette and transparent images are converted.
 
     Args:
-        path: the file.
-        size: (height, width) that the labels have. EXIF rotation is applied unless only the unrotated image has
-            this size: label PNGs do not turn with their image.
+        path: The file.
+        size: The (height, width) of the labels. EXIF rotation is applied, unless only the image without rotation has
+            this size, because label PNGs are not rotated with their image. Default: any size.
 
     Raises:
-        UserError: missing, corrupt or empty file, or another size.
+        UserError: The file is missing, corrupt or empty, or the image has another size.
     """
     try:
         with Image.open(path) as image:
@@ -53,10 +53,10 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
 
 
 def read_image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of an image as ``read_image`` gives it, without decoding it.
+    """Return the (height, width) of the image that ``read_image`` would return, without decoding it.
 
     Raises:
-        UserError: missing or corrupt file.
+        UserError: The file is missing or corrupt.
     """
     try:
         with Image.open(path) as image:
@@ -70,15 +70,16 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Convert an image of any mode to (H, W, 3) uint8 RGB."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         array = np.nan_to_num(np.asarray(image, dtype=np.float64))
         high = 65535 if array.max(initial=0) > 255 else 255
         if image.mode == "F" and array.max(initial=0) <= 1:
-            high = 1  # floats are fractions of white, unless they cannot be
-        grey = np.clip(array * (255 / high) + 0.5, 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+            high = 1  # floats up to 1 are fractions of white
+        gray = np.clip(array * (255 / high) + 0.5, 0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if "A" in image.mode or "transparency" in image.info:
-        # Transparent pixels show white, as in a viewer.
+        # Transparent pixels become white, as in a viewer.
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, rgba)
@@ -86,12 +87,12 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def read_id_image(path: str | Path) -> np.ndarray:
-    """Read a map of segment ids as (H, W, 3) uint8; see ``rgb_to_ids``.
+    """Read a map of segment ids as (H, W, 3) uint8, id = R + 256 G + 65536 B.
 
     An image with one channel of 8, 16 or 32 bits holds the ids themselves, as in the original's format.
 
     Raises:
-        UserError: missing or corrupt file, or neither RGB nor grey.
+        UserError: The file is missing, corrupt, or neither RGB nor gray.
     """
     try:
         rgb = decode_rgb_png(Path(path).read_bytes())
@@ -99,28 +100,28 @@ def read_id_image(path: str | Path) -> np.ndarray:
             return rgb
         with Image.open(path) as image:
             mode = image.mode
-            grey = mode in ("L", "I") or mode.startswith("I;16")
-            array = np.asarray(image if grey or mode == "RGB" else image.convert("RGB"))
+            gray = mode in ("L", "I") or mode.startswith("I;16")
+            array = np.asarray(image if gray or mode == "RGB" else image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"panoptic map {path} does not exist; check the path") from None
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"panoptic map {path} cannot be read ({error}); make it again") from None
-    if grey:
+    if gray:
         return ids_to_rgb(array.astype(np.int64))
     if mode not in ("RGB", "RGBA"):
-        raise UserError(f"panoptic map {path} is neither an RGB nor a grey PNG but {mode}; ids are stored in R, G, B")
+        raise UserError(f"panoptic map {path} is neither an RGB nor a gray PNG but {mode}; ids are stored in R, G, B")
     return array
 
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """(H, W) ids below 2^24 -> (H, W, 3) uint8, id = R + 256 G + 65536 B."""
-    # The bytes are there already; an image of 12 megapixels leaves no room for temporaries.
+    """Convert (H, W) ids below 2^24 to an (H, W, 3) uint8 image, id = R + 256 G + 65536 B."""
+    # A view of the bytes needs no temporaries, which are large for an image of 12 megapixels.
     channels = np.ascontiguousarray(ids, "<u4").view(np.uint8).reshape(*ids.shape, 4)
     return np.ascontiguousarray(channels[..., :3])
 
 
 def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W) int32, id = R + 256 G + 65536 B."""
+    """Convert an (H, W, 3) uint8 image to (H, W) int32 ids, id = R + 256 G + 65536 B."""
     ids = rgb[..., 2].astype(np.int32)
     for channel in (1, 0):
         ids <<= 8
@@ -129,7 +130,7 @@ def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
 
 
 def read_id_map(path: str | Path) -> np.ndarray:
-    """Read a panoptic PNG as (H, W) int32 ids; errors as ``read_id_image``."""
+    """Read a panoptic PNG as (H, W) int32 ids; it raises the errors of ``read_id_image``."""
     return rgb_to_ids(read_id_image(path))
 
 
@@ -137,25 +138,32 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp(\.\w+)?")
 
 
 def make_temporary(path: Path, suffix: str = "") -> Path:
-    """An empty new file beside ``path`` (whose folder is created where needed), with an ordinary file's permissions.
+    """Create an empty temporary file beside ``path``, with the permissions of an ordinary file.
 
     Args:
-        path: what it is going to become.
-        suffix: at the end of its name, for writers that go by it.
+        path: The file that the temporary file will replace. Its folder is created if it does not exist.
+        suffix: The end of the temporary file's name, for writers that choose a format by it.
+
+    Returns:
+        The path of the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp{suffix}")
-    # Not tempfile: its files are private, and the umask cannot be asked for without a race between threads.
+    # The files of tempfile are private, and reading the umask to change that is a race between threads.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open ``path`` for writing; it appears, or replaces an older one, only if the block ends without an exception.
+    """Open ``path`` for writing; the file is created or replaced only if the block ends without an exception.
+
+    Args:
+        path: The file. Its folder is created if it does not exist.
+        mode: The mode of ``open``, "wb" or "w".
 
     Raises:
-        OSError: with the file's name, a full disk too.
+        OSError: The file cannot be written, for instance because the disk is full; the error has its name.
     """
     path = Path(path)
     temporary = make_temporary(path)
@@ -169,26 +177,26 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a write that fails does not say where
+            error.filename = str(path)  # an error of write() does not have the name
         raise
 
 
 def remove_temporaries(folder: str | Path) -> None:
-    """Remove what writers that were killed have left below ``folder``; nothing may be writing there."""
+    """Remove the temporary files of killed writers below ``folder``; nothing may be writing there."""
     for path in Path(folder).rglob(".*.tmp*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink()
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
-    """Write ``content`` as json, atomically."""
+    """Write ``content`` as json, atomically; ``indent`` is that of ``json.dump``."""
     with atomic_write(path, "w") as file:
         json.dump(content, file, indent=indent)
 
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_SIZE = 29
-# Bit depth 8, colour type 2 (RGB), the only compression and filter methods, not interlaced.
+# Bit depth 8, color type 2 (RGB), the only compression and filter methods, not interlaced.
 _PLAIN_RGB = bytes((8, 2, 0, 0, 0))
 
 
@@ -197,7 +205,7 @@ def _is_plain_rgb(header: bytes) -> bool:
 
 
 def is_rgb_png(path: str | Path) -> bool:
-    """Whether a file starts as an 8-bit RGB PNG; False for a missing one."""
+    """Return whether a file has the header of an 8-bit RGB PNG; False for a missing file."""
     try:
         with open(path, "rb") as file:
             return _is_plain_rgb(file.read(_HEADER_SIZE))
@@ -205,16 +213,16 @@ def is_rgb_png(path: str | Path) -> bool:
         return False
 
 
-def _is_whole(data: bytes) -> bool:
-    """Whether all chunks are there and undamaged; OpenCV would print what is wrong."""
-    view, place = memoryview(data), len(_SIGNATURE)
-    while place + 12 <= len(data):
-        end = place + 8 + int.from_bytes(view[place : place + 4])
-        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4]):
+def _is_intact(data: bytes) -> bool:
+    """Return whether all chunks of a PNG are complete and undamaged; OpenCV would print a warning if not."""
+    view, start = memoryview(data), len(_SIGNATURE)
+    while start + 12 <= len(data):
+        end = start + 8 + int.from_bytes(view[start : start + 4])
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
             return False
-        if view[place + 4 : place + 8] == b"IEND":
+        if view[start + 4 : start + 8] == b"IEND":
             return True
-        place = end + 4
+        start = end + 4
     return False
 
 
@@ -222,12 +230,12 @@ def decode_rgb_png(data: bytes) -> np.ndarray | None:
     """Decode an 8-bit RGB PNG.
 
     Args:
-        data: the file's content.
+        data: The content of the file.
 
     Returns:
-        (H, W, 3) uint8 RGB, contiguous; None for every other kind of image and for damaged files.
+        (H, W, 3) uint8 RGB image, contiguous; None for all other kinds of images and for damaged files.
     """
-    if not _is_plain_rgb(data) or not _is_whole(data):
+    if not _is_plain_rgb(data) or not _is_intact(data):
         return None
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -237,7 +245,15 @@ def decode_rgb_png(data: bytes) -> np.ndarray | None:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Read a json file; a missing or malformed one is a ``UserError`` that calls it ``what``."""
+    """Read a json file.
+
+    Args:
+        path: The file.
+        what: What the file is, for error messages.
+
+    Raises:
+        UserError: The file is missing or malformed.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
@@ -248,10 +264,10 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def read_instance_png(path: Path) -> np.ndarray:
-    """(H, W) integers of a PNG with one channel of 8 or 16 bits.
+    """Read the (H, W) integers of a PNG with one channel of 8 or 16 bits.
 
     Raises:
-        UserError: missing, corrupt, or with colours instead of numbers.
+        UserError: The file is missing or corrupt, or has colors instead of numbers.
     """
     try:
         with Image.open(path) as image:
@@ -261,7 +277,7 @@ def read_instance_png(path: Path) -> np.ndarray:
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read ({error}); get it again") from None
     if mode not in ("L", "I") and not mode.startswith("I;16"):
-        raise UserError(f"{path} holds colours ({mode}) instead of one number per pixel; get it again")
+        raise UserError(f"{path} holds colors ({mode}) instead of one number per pixel; get it again")
     return array
 
 
@@ -269,21 +285,25 @@ _MAX_JPEG_SIDE = 65500
 
 
 def save_image(image: np.ndarray, path: Path) -> None:
-    """Write an (H, W, 3) uint8 RGB image in the format of the file's suffix, atomically."""
+    """Write an (H, W, 3) uint8 RGB image in the format that the suffix of ``path`` names, atomically.
+
+    Raises:
+        UserError: The image is too large for a JPEG.
+    """
     format = {".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper())
     if format == "JPEG" and max(image.shape[:2]) > _MAX_JPEG_SIDE:
         raise UserError(
             f"{path} would be larger than a JPEG can be, {_MAX_JPEG_SIDE} pixels; choose --format coco or ids"
         )
-    buffer = io.BytesIO()  # Pillow, writing to a file, does not see that a full disk takes only a part
+    buffer = io.BytesIO()  # writing to a file, Pillow does not notice that a full disk takes only a part
     Image.fromarray(image).save(buffer, format=format, quality=92)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
 
 
 def save_png(array: np.ndarray, path: Path) -> None:
-    """Write an (H, W) uint8 or uint16 map or (H, W, 3) uint8 RGB image as PNG, atomically and quickly."""
-    # Maps are nearly constant: the lowest level of compression already takes most of it, several times faster.
+    """Write an (H, W) uint8 or uint16 map or an (H, W, 3) uint8 RGB image as PNG, atomically."""
+    # Maps are nearly constant, so that the lowest level of compression suffices; it is several times faster.
     array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
     done, data = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
@@ -293,5 +313,5 @@ def save_png(array: np.ndarray, path: Path) -> None:
 
 
 def available_cpus() -> int:
-    """CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

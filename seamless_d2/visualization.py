@@ -1,4 +1,4 @@
-"""Overlay images of panoptic results."""
+"""Drawings of panoptic maps."""
 
 import colorsys
 from collections.abc import Iterator
@@ -20,28 +20,33 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-def semantic_class(segment: SegmentInfo, classes: Classes) -> int:
-    """Index of a segment's class in semantic order (stuff, then things)."""
-    return segment["category_id"] + (classes.num_stuff if segment["isthing"] else 0)
-
-
 def segment_color(segment: SegmentInfo, classes: Classes) -> Color:
-    """The class's colour; instances vary in brightness and hue, the same ``track_id`` (else id) always alike."""
-    color = classes.colors[semantic_class(segment, classes)]
+    """Return the RGB color of a segment.
+
+    Stuff has the color of its class. Things vary in brightness and hue by their ``track_id``, or by their id if they
+    have none.
+    """
+    color = classes.colors[classes.to_label(segment)]
     if not segment["isthing"]:
         return color
     h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in color))
-    # Golden ratio: neighbours in id differ most.
+    # With the golden ratio, instances with neighboring ids differ most.
     turn = segment.get("track_id", segment["id"]) * 0.61803398875 % 1.0
     h, s, v = (h + 0.06 * (turn - 0.5)) % 1.0, min(1.0, max(s, 0.35) * (0.8 + 0.4 * turn)), 0.55 + 0.45 * turn
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(h, s, v))
 
 
 def _contours(panoptic_seg: np.ndarray, is_thing: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) uint8, not 0 at borders between segments of which at least one is an instance."""
+    """Return an (H, W) uint8 mask of the borders of instances.
+
+    Args:
+        panoptic_seg: (H, W) integer map of segment ids.
+        is_thing: Whether each id is an instance.
+        width: The width of the borders in pixels.
+    """
     edge = np.zeros(panoptic_seg.shape, np.uint8)
     for rows in _bands(panoptic_seg.shape[0]):
-        # One row more: the border between two bands belongs to the upper one's last pair of rows.
+        # One more row, because the border between two bands belongs to the upper band.
         band = panoptic_seg[rows.start : rows.stop + 1]
         thing = is_thing[band]
         for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
@@ -50,26 +55,26 @@ def _contours(panoptic_seg: np.ndarray, is_thing: np.ndarray, width: int) -> np.
 
 
 def _bands(height: int) -> Iterator[slice]:
-    """Rows in portions: temporaries stay small however large the image."""
+    """Yield the rows of an image in bands, so that temporaries stay small."""
     return (slice(top, min(top + 256, height)) for top in range(0, height, 256))
 
 
 def _draw_labels(
     image: np.ndarray, panoptic_seg: np.ndarray, segments: list[SegmentInfo], classes: Classes
 ) -> np.ndarray:
-    """Write each segment's class (and score) at the point deepest inside it, where there is room."""
+    """Write the class and score of each segment at its innermost point, if the text fits there."""
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
     size = max(11, round(min(image.shape[:2]) / 32))
     font = _font(size)
     taken: list[tuple[float, float, float, float]] = []
-    # Labels need no exact place: a coarse map has it in a fraction of the time.
+    # The position of a label need not be exact, so that a coarse map suffices and is much faster.
     step = max(1, round((panoptic_seg.size / 5e5) ** 0.5))
     coarse = np.ascontiguousarray(panoptic_seg[::step, ::step])
     boxes = label_boxes(coarse, max([s["id"] for s in segments], default=0) + 1).astype(int)
-    # Large segments choose their place first.
+    # Large segments come first.
     for segment in sorted(segments, key=lambda s: -s["area"]):
-        name = classes.names[semantic_class(segment, classes)]
+        name = classes.names[classes.to_label(segment)]
         text = f"{name} {segment['score']:.0%}" if "score" in segment else name
         x0, y0, x1, y1 = boxes[segment["id"]]
         if x0 == x1:
@@ -102,31 +107,31 @@ def draw_overlay(
     color_instances: bool = True,
     void_color: Color | None = None,
 ) -> np.ndarray:
-    """Blend class colours over an image, outline instances in white and name the segments.
+    """Blend the colors of the segments over an image, outline instances in white and write the names of the segments.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        panoptic_seg: (H, W) integer map, 0 = void.
-        segments: the map's ``segments_info``.
-        classes: names and colours.
-        alpha: share of the colour, 0..1.
-        labels: whether to write names and scores.
-        min_side: smaller images are enlarged by a whole factor to about this, so that labels can be read, its longer
-            side to 4 times this at most.
-        color_instances: whether instances vary around their class's colour.
-        void_color: blended over void; default void shows the image.
+        image: (H, W, 3) uint8 RGB image.
+        panoptic_seg: (H, W) integer map of segment ids, 0 = void.
+        segments: The segments of the map.
+        classes: The classes, for names and colors.
+        alpha: The weight of the color, in 0..1.
+        labels: Whether names and scores are written.
+        min_side: The number of pixels to which smaller images are enlarged by an integer factor k, so that labels are
+            legible. The longer side does not become longer than 4 times this.
+        color_instances: Whether instances vary around the color of their class.
+        void_color: The color that is blended over void; default none.
 
     Returns:
-        (k H, k W, 3) uint8 RGB.
+        (k H, k W, 3) uint8 RGB image.
     """
     panoptic_seg = np.asarray(panoptic_seg)
-    # Never much larger on the other side, however narrow the drawn.
+    # A narrow image must not become very large on its other side.
     scale = max(1, min(-(-min_side // min(image.shape[:2])), 4 * min_side // max(image.shape[:2])))
     if scale > 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         panoptic_seg = panoptic_seg.repeat(scale, axis=0).repeat(scale, axis=1)
     top = max([s["id"] for s in segments], default=0)
-    # What each id adds, and how much of the image stays: 8 bits of fraction are enough for 8-bit images.
+    # Fixed-point weights of color and image by id; 8 fractional bits suffice for 8-bit images.
     share = np.full(top + 1, round(256 * alpha), np.uint16)
     colors = np.zeros((top + 1, 3), np.uint16)
     is_thing = np.zeros(top + 1, bool)
@@ -135,7 +140,7 @@ def draw_overlay(
     else:
         colors[0] = void_color
     for segment in segments:
-        color = segment_color(segment, classes) if color_instances else classes.colors[semantic_class(segment, classes)]
+        color = segment_color(segment, classes) if color_instances else classes.colors[classes.to_label(segment)]
         colors[segment["id"]] = color
         is_thing[segment["id"]] = segment["isthing"]
     added = colors * share[:, None] + np.uint16(128)
@@ -149,12 +154,15 @@ def draw_overlay(
 
 
 def contact_sheet(images: list[np.ndarray], columns: int = 2, gap: int = 8) -> np.ndarray:
-    """Images of any size in rows of equal width, on white.
+    """Arrange images of any size in rows on a white canvas, all with the same width.
 
     Args:
-        images: at least one (H, W, 3) uint8.
-        columns: images per row.
-        gap: pixels between them.
+        images: At least one (H, W, 3) uint8 image.
+        columns: The number of images per row.
+        gap: The distance between images in pixels.
+
+    Returns:
+        (H, W, 3) uint8 image.
     """
     width = max(p.shape[1] for p in images)
     resized = [

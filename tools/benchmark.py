@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Measure speed and memory, always against something else in the same run.
+"""Measure speed and memory, in comparison with another implementation in the same run.
 
     python tools/benchmark.py fusion --against detectron2
     python tools/benchmark.py all --against detectron2 --json benchmark.json
 
     fusion      instances and labels to one panoptic map, against Detectron2's post-processing
     inference   image to panoptic map with 100 detections, against Detectron2's stock PanopticFPN R50
-    training    one step with its optimiser, against PanopticFPN in fp32
+    training    one step with its optimizer, against PanopticFPN in fp32
     loss        the semantic loss and its gradient, against interpolation + cross entropy + topk
     memory      what autograd keeps of the trunk, a Vistas-size image, matching of anchors
     evaluation  panoptic quality, against COCOPanopticEvaluator and panopticapi
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--against", choices=["detectron2"], help="what to compare with")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU if there is one")
     parser.add_argument("--json", help="file for the numbers")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that everything runs")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("this PyTorch sees no GPU; use --device cpu")
@@ -50,7 +50,7 @@ def main() -> None:
         cases = BENCHMARKS[what](device, args.against, args.quick)
         print(f"\n{what}\n{format_cases(cases)}", flush=True)
         content[what] = {case.name: case.to_json() for case in cases}
-        if args.json:  # after each, so that a long run that is stopped leaves something
+        if args.json:  # after each, so that an interrupted run has results, too
             write_json(args.json, content, indent=2)
 
 

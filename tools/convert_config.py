@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert an ini file of the original seamseg to our yaml.
+"""Convert an ini file of the original seamseg to a yaml file.
 
     python tools/convert_config.py vistas_r50.ini vistas_r50.yaml --metadata metadata.bin
 
@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", help="the ini file; seamseg's own defaults apply where a key is absent")
     parser.add_argument("output", help="the yaml file to write")
-    parser.add_argument("--metadata", help="metadata.bin, for class counts, names and colours")
+    parser.add_argument("--metadata", help="metadata.bin, for class counts, names and colors")
     args = parser.parse_args()
     for note in convert_config(args.input, args.output, args.metadata):
         print(f"not converted: {note}")

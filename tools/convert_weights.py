@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Convert weights.
+"""Convert weights of other programs to this package, and back.
 
     # a model of the original seamseg (snapshot or released zip) -> OUTPUT.pth and OUTPUT.yaml
     python tools/convert_weights.py seamseg model_best.pth.tar vistas.pth --metadata metadata.bin
     # ImageNet weights of torchvision (by name, or a file) -> initial weights of the backbone
     python tools/convert_weights.py torchvision resnet50 weights/resnet50.pth
-    # one of our models -> a snapshot that the original loads
+    # a model of this package -> a snapshot that the original loads
     python tools/convert_weights.py seamseg-export model_final.pth snapshot.pth.tar --config model.ini
 
-Files appear only when the whole conversion succeeded.
+Files are written only if the whole conversion succeeds.
 """
 
 import argparse
@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("input", help="file to convert, or a torchvision name such as resnet50")
     parser.add_argument("output", help="file to write")
     parser.add_argument("--config", help="seamseg: ini that replaces the one inside; seamseg-export: ini to store")
-    parser.add_argument("--metadata", help="seamseg: metadata.bin, for class names and colours")
-    parser.add_argument("--yaml", help="seamseg-export: our config; default the yaml beside the input")
+    parser.add_argument("--metadata", help="seamseg: metadata.bin, for class names and colors")
+    parser.add_argument("--yaml", help="seamseg-export: the config; default the yaml beside the input")
     parser.add_argument("--depth", type=int, help="torchvision: the depth that the file must have")
     args = parser.parse_args()
     if args.kind == "seamseg":

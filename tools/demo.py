@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""The whole system on the embedded data set: draw it, train, evaluate, predict.
+"""Run the whole system on the toy data set: generate it, train, evaluate and predict.
 
     python tools/demo.py [--output output/demo] [KEY VALUE ...]
 
-Takes a few minutes on two CPU cores; an interrupted run goes on where it stopped.
+It takes a few minutes on two CPU cores. The same command resumes an interrupted run.
 """
 
 import argparse

@@ -1,22 +1,21 @@
 #!/usr/bin/env python
-"""Judge COCO-panoptic predictions of any program.
+"""Evaluate COCO-panoptic predictions of any program.
 
     python tools/evaluate_predictions.py predictions.json ground_truth.json --json result.json
     python tools/evaluate_predictions.py predictions.json ground_truth.json --output report --images images
 
-The folders of the PNGs default to the jsons' paths without ".json". Numbers equal panopticapi's. With --output,
-metrics.json, per_class.csv and report.html are written too; --images shows the images there. A "score" in the predicted
-segments_info adds the curve of score thresholds.
+The folders of the PNGs default to the paths of the jsons without ".json". The numbers are those of panopticapi. With
+--output, metrics.json, per_class.csv and report.html are written too; with --images, the report shows the images. If
+the predicted segments_info have a "score", the report has a curve of score thresholds.
 """
 
 import argparse
 from pathlib import Path
 
-from tabulate import tabulate
-
 from seamless_d2.errors import run_tool
 from seamless_d2.evaluation.from_files import evaluate_files, report_files
 from seamless_d2.evaluation.panoptic_quality import RULES
+from seamless_d2.evaluation.tables import format_averages, format_classes
 from seamless_d2.io import write_json
 
 
@@ -36,25 +35,19 @@ def main() -> None:
         parser.error("--workers must be at least 1")
     if args.images and not args.output:
         parser.error("--images are shown in the report; add --output FOLDER")
-    places = (args.prediction, args.ground_truth, args.pred_dir, args.truth_dir)
+    files = (args.prediction, args.ground_truth, args.pred_dir, args.truth_dir)
     if args.output:
         result, categories, tables = report_files(
-            *places, output_dir=args.output, image_dir=args.images, rules=args.rules, workers=args.workers
+            *files, output_dir=args.output, image_dir=args.images, rules=args.rules, workers=args.workers
         )
         print(tables)
         print(f"\nreport: {args.output / 'report.html'}")
     else:
-        result, categories = evaluate_files(*places, rules=args.rules, workers=args.workers)
-        rows = [[c["name"], *_row(result["per_class"][c["id"]])] for c in categories]
-        print(tabulate(rows, ["class", "PQ", "SQ", "RQ", "TP", "FP", "FN"], floatfmt=".2f"))
-        rows = [[part, *_row(result[part], ("n",))] for part in ("All", "Things", "Stuff")]
-        print(f"\n{tabulate(rows, ['', 'PQ', 'SQ', 'RQ', 'classes'], floatfmt='.2f')}")
+        result, categories = evaluate_files(*files, rules=args.rules, workers=args.workers)
+        print(format_classes([{"class": c["name"], **result["per_class"][c["id"]]} for c in categories]))
+        print(f"\n{format_averages(result)}")
     if args.json:
         write_json(args.json, result, indent=2)
-
-
-def _row(values: dict[str, float], counts: tuple[str, ...] = ("tp", "fp", "fn")) -> list[float]:
-    return [*(100 * values[k] for k in ("pq", "sq", "rq")), *(values[k] for k in counts)]
 
 
 if __name__ == "__main__":

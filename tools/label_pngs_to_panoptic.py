@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""A worked example: label PNGs (one semantic, one instance map per image) -> COCO panoptic.
+"""An example of a conversion: label PNGs (one semantic, one instance map per image) to COCO panoptic.
 
     python tools/label_pngs_to_panoptic.py --images images --semantic labels --instance instances \
         --classes classes.txt --output mine/panoptic.json
 
-IMAGE.jpg has labels/IMAGE.png with a class number per pixel and, for things, instances/IMAGE.png with a number per
-object (0 = none: such thing pixels become a crowd region). classes.txt has a line "NUMBER NAME thing" or "NUMBER NAME
-stuff" per class; numbers without a line are void. Change `convert` to read what you have; everything else, parallel
-work and resuming included, is `write_panoptic_dataset`.
+For IMAGE.jpg, labels/IMAGE.png has the class number of each pixel, and instances/IMAGE.png has, for things, the number
+of the object (pixels of things with 0 become a crowd region). classes.txt has a line "NUMBER NAME thing" or
+"NUMBER NAME stuff" for each class; numbers without a line are void. To read other files, change `convert`;
+`write_panoptic_dataset` does everything else, including parallel work and resuming.
 """
 
 import argparse
@@ -23,7 +23,13 @@ from seamless_d2.errors import UserError, run_tool
 
 
 def convert(image: Path, semantic: Path, instance: Path, kinds: dict[int, bool]) -> PanopticImage:
-    """One image's two maps -> ids and segments; ``kinds`` says for each class number whether it is a thing."""
+    """Convert the two maps of one image.
+
+    Args:
+        image: The image.
+        semantic, instance: The folders of the maps.
+        kinds: Whether each class number is a thing.
+    """
     png = f"{image.stem}.png"
     for folder in (semantic, instance):
         if not (folder / png).is_file():
@@ -47,7 +53,7 @@ def convert(image: Path, semantic: Path, instance: Path, kinds: dict[int, bool])
 
 
 def read_classes(path: Path) -> list[dict[str, Any]]:
-    """Categories of the json from classes.txt."""
+    """Read the categories of the json from classes.txt."""
     categories = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip():

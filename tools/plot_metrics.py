@@ -4,7 +4,7 @@
     python tools/plot_metrics.py output/cityscapes                       # writes output/cityscapes/curves.png
     python tools/plot_metrics.py output/cityscapes --output curves.pdf
 
-Works while the training runs too. Every training draws them itself at its end.
+It also works while the training runs. Every training draws its curves at its end.
 """
 
 import argparse

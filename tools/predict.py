@@ -7,16 +7,17 @@
 Inputs: images (jpg, png, webp, tif, bmp), folders (searched recursively, their structure is kept), text files with
 one path a line, videos, or the number of a webcam (Ctrl-C ends it). Formats, several separated by commas:
 
-    overlay    NAME_overlay.jpg    class colours blended half over the image, white contours around instances
-    labelled   NAME_labelled.jpg   a colour per instance, with names and scores (the default)
+    overlay    NAME_overlay.jpg    class colors, blended half over the image, with white contours around instances
+    labelled   NAME_labelled.jpg   a color per instance, with names and scores (the default)
     coco       panoptic.json and panoptic/NAME.png (COCO panoptic), instances.json (COCO results: the map's instances)
     raw        NAME.pth.tar        both heads' outputs in the original program's layout
     ids        NAME_ids.png (16 bits), NAME_ids.json
 
-Of a video, overlay and labelled are an mp4, in which an instance keeps its colour; the others are written per frame.
-Finished inputs are skipped, unless they have changed; --overwrite does them again. The output folder remembers settings
-and inputs (settings.json, inputs.json): those of other runs are not mixed in. A file that cannot be read is named and
-the rest goes on; the exit code is then 1. Images too large for the memory: --tile 2048x1024.
+For a video, overlay and labelled are an mp4 in which an instance keeps its color; the other formats are written per
+frame. Finished inputs are skipped unless they have changed; --overwrite predicts them again. The output folder records
+settings and inputs (settings.json, inputs.json), so that results of other settings are never mixed in. Files that
+cannot be read are reported and skipped, and the exit code is 1. --tile 2048x1024 is for images that do not fit into
+memory.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from seamless_d2.prediction.tiles import DEFAULT_OVERLAP
 
 
 def size(text: str) -> tuple[int, int]:
-    """WxH."""
+    """Parse a size WxH in pixels; return (width, height)."""
     width, x, height = text.lower().partition("x")
     if not (x and width.isdecimal() and height.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write width x height, for instance 2048x1024")

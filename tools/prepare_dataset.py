@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prepare data sets: every format becomes COCO panoptic (images, id PNGs, one json), and is checked.
+"""Convert data sets of several formats to COCO panoptic (images, id PNGs, one json), and validate them.
 
     python tools/prepare_dataset.py cityscapes datasets/cityscapes            # [--coarse]
     python tools/prepare_dataset.py vistas datasets/vistas                    # 1.2 and 2.0, either layout
@@ -8,16 +8,18 @@
     python tools/prepare_dataset.py polygons export.json --things car,person --images images --output mine/panoptic.json
     python tools/prepare_dataset.py validate mine/panoptic.json --images images [--fix] [--other val.json val/]
 
-All cores are used (--workers); what is done is skipped, so that a stopped run goes on where it was.
+One process per CPU does the work (--workers). Finished images are skipped, so that an interrupted run can be resumed.
 """
 
 import argparse
 from pathlib import Path
 
+from seamless_d2.config import load_config
 from seamless_d2.data.prepare.cityscapes import prepare_cityscapes
 from seamless_d2.data.prepare.polygons import prepare_polygons
 from seamless_d2.data.prepare.validate import validate
 from seamless_d2.data.prepare.vistas import prepare_vistas
+from seamless_d2.data.registration import datasets_root, find_entry
 from seamless_d2.errors import UserError, run_tool
 from seamless_d2.seamseg.dataset_to_coco import describe_json, prepare_seamseg, write_seamseg
 
@@ -61,30 +63,33 @@ def parse_args() -> argparse.Namespace:
 
 
 def run_validate(args: argparse.Namespace) -> None:
+    """Validate a data set and print the result.
+
+    Raises:
+        UserError: The data set has problems, or the arguments are wrong.
+    """
     panoptic_json, images, pngs = args.json, args.images, args.panoptic_dir
     if args.config_file:
-        from seamless_d2.config import load_config
-        from seamless_d2.data.registration import panoptic_entry
-
-        place = panoptic_entry(load_config(args.config_file), str(args.json))
-        if len(place) == 2:
+        _, *paths = find_entry(load_config(args.config_file), str(args.json))
+        if len(paths) != 3:
+            root = datasets_root() / paths[0]
             raise UserError(
-                f"{args.json} is in the original's format; run `prepare_dataset.py seamseg {place[0]}` and validate "
-                "the json that it writes"
+                f"{args.json} is in the original's format; run `prepare_dataset.py seamseg {root}` and validate the "
+                "json that it writes"
             )
-        images, pngs, panoptic_json = place
+        images, pngs, panoptic_json = (datasets_root() / path for path in paths)
     elif images is None:
         raise UserError("give the folder of the images with --images, or the data set's config with --config-file")
     report, categories = validate(
         panoptic_json, images, pngs, fix=args.fix, other=args.other, gallery=args.pictures, workers=args.workers
     )
-    print(report.table(categories))
+    print(report.format_table(categories))
     if report.fixed:
         print(f"{report.fixed} areas and boxes rewritten in {panoptic_json}")
     if args.report:
         report.write(args.report)
     if report.problems:
-        files = report.files()
+        files = report.list_files()
         print("\n".join(files))
         raise UserError(f"{len(report.problems)} problems in {len(files)} files of {panoptic_json}, listed above")
     print(f"{report.images} images, no problem")

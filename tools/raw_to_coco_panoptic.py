@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Turn raw predictions, the original program's own .pth.tar files too, into COCO panoptic files.
+"""Convert raw predictions (.pth.tar files, also those of the original program) to COCO panoptic files.
 
     python tools/raw_to_coco_panoptic.py raw/ coco/ --config model.yaml --images images/
     python tools/raw_to_coco_panoptic.py raw/ coco/ --metadata metadata.bin --images images/
 
-Writes panoptic.json, panoptic/NAME.png and instances.json (COCO results). Raw files know neither the classes nor the
-images' sizes: the classes come from --metadata or --config, the sizes from --images (without it maps keep the
-network's resolution). Thresholds are the config's, else the original's. Finished files are skipped; --overwrite does
-them again.
+The tool writes panoptic.json, panoptic/NAME.png and instances.json (COCO results). Raw files contain neither the
+classes nor the sizes of the images: the classes come from --metadata or --config, the sizes from --images (without it,
+maps keep the resolution of the network). The thresholds are those of the config, else those of the original. Finished
+files are skipped; --overwrite converts them again.
 """
 
 import argparse

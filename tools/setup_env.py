@@ -2,9 +2,9 @@
 
     python3 tools/setup_env.py
 
-It needs Python 3.11 or newer and nothing else. What is done is recorded in .venv/setup.json: a second run has nothing
-to do, and one after an interruption goes on where that stopped. pip's own configuration (pip.conf, PIP_INDEX_URL, …)
-holds as ever. Two environment variables are read:
+It needs only Python 3.11 or newer. Finished steps are recorded in .venv/setup.json, so that a second run has nothing to
+do and a run after an interruption resumes. pip's own configuration (pip.conf, PIP_INDEX_URL, ...) applies. Two
+environment variables are read:
 
     PIP_ARGS              more arguments for every `pip install`, remembered for runs that have no PIP_ARGS at all
     SEAMLESS_MIN_FREE_GB  free disk space to insist on before torch is installed
@@ -370,7 +370,7 @@ def main() -> int:
     except OSError as error:
         message = f"{error.strerror or error} ({error.filename}): mend that and run this again"
     except KeyboardInterrupt:
-        message = "interrupted: run the same command again to go on from here"
+        message = "interrupted: run the same command again to resume"
     print(f"setup: {message}", file=sys.stderr)
     return 1
 

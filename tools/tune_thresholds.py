@@ -4,8 +4,8 @@
     python tools/tune_thresholds.py --config-file out/config.yaml --weights out/model_final.pth --output tuned.yaml
     python tools/tune_thresholds.py --config-file ... --weights ... --max-images 200 --scores 0.3 0.5 0.7 KEY VALUE ...
 
-Tries all combinations of score threshold, overlap threshold and least stuff area; the PQ of each is what an evaluation
-with it would give. The data set is the first of DATASETS.TEST; report final numbers on another one.
+All combinations of score threshold, overlap threshold and smallest stuff area are tried; the PQ of each is that of an
+evaluation with it. The data set is the first of DATASETS.TEST; report final numbers on another one.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.max_images is not None and args.max_images < 1:
         parser.error("--max-images must be at least 1")
-    # As tools/train_net.py --eval-only.
+    # load_and_check needs this argument of tools/train_net.py.
     args.eval_only = True
     args.opts = [*args.opts, *(["MODEL.WEIGHTS", args.weights] if args.weights else [])]
     cfg = load_and_check(args)

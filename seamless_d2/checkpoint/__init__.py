@@ -1,4 +1,4 @@
-"""Checkpoints: safe and atomic reading and writing, conversion from and to other programs."""
+"""Checkpoints: safe reading, atomic writing, and weights of torchvision."""
 
 from .checkpointer import SeamlessCheckpointer, load_weights
 

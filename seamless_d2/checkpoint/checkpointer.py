@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer with atomic writes, safe reads and errors that a user can act on."""
+"""Detectron2's checkpointer with atomic writes, safe reads and errors that say what to do."""
 
 import io
 import os
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..io import atomic_write
 
-_NUMPY = {
+# What a pickle of containers and numpy arrays refers to.
+_ALLOWED_GLOBALS = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     ("numpy.core.multiarray", "_reconstruct"),
@@ -26,23 +27,30 @@ _NUMPY = {
     ("_codecs", "encode"),
 }
 
+# The names of numbered checkpoints.
 _NUMBERED = re.compile(r"model_\d+\.pth")
 
 
 class _NumpyUnpickler(pickle.Unpickler):
-    """Unpickles plain containers and numpy arrays, nothing that could run code."""
+    """Unpickles containers and numpy arrays, but nothing that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _NUMPY:
+        if (module, name) in _ALLOWED_GLOBALS:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
-    """Read a .pth or Detectron2 .pkl file without running any code from it.
+    """Read a .pth file or a .pkl file of Detectron2 without running any code from it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The content of the file, with tensors on the CPU.
 
     Raises:
-        UserError: missing, truncated, of another format, or holding more than tensors and plain values.
+        UserError: The file is missing, damaged, of another format, or has more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,12 +59,12 @@ def load_file(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".pkl":
             content = _NumpyUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         else:
-            if zipfile.is_zipfile(path):  # what torch.save writes; torch.load does not look at the checksums
+            if zipfile.is_zipfile(path):  # the format of torch.save; torch.load does not check the checksums
                 with zipfile.ZipFile(path) as archive:
                     if (damaged := archive.testzip()) is not None:
                         raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # truncated zip, bad magic, forbidden class: every library error means the same
+    except Exception as error:  # a truncated zip, a wrong format, a forbidden class, ...
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
             f"checkpoint {path} cannot be read as tensors ({reason}); it is damaged or of another program, get it again"
@@ -67,17 +75,33 @@ def load_file(path: str | Path) -> dict[str, Any]:
 
 
 class SeamlessCheckpointer(DetectionCheckpointer):
-    """Saves atomically; loads with ``load_file``; tells a checkpoint of another model from one of this model."""
+    """Saves atomically, loads with ``load_file``, and recognizes a checkpoint of another model."""
 
-    # Complete weights are asked for in evaluation and prediction, backbones are enough to start a training.
-    complete = False
-    _content: dict[str, Any] | None = None
+    def __init__(self, model: nn.Module, save_dir: str = "", *, complete: bool = False, **kwargs: Any) -> None:
+        """
+        Args:
+            model: The model whose weights are saved and loaded.
+            save_dir: The folder that checkpoints are written to.
+            complete: Whether a checkpoint must hold every weight of the model, as evaluation and prediction need it. A
+                training may start from a backbone alone.
+            **kwargs: Further arguments of Detectron2's ``DetectionCheckpointer``.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.complete = complete
+        # What ``resume_or_load`` has read already.
+        self._content: dict[str, Any] | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name``.pth; numbered and final checkpoints become the one that ``--resume`` takes.
+        """Write ``name``.pth atomically.
+
+        A numbered checkpoint or model_final becomes the checkpoint from which ``--resume`` resumes.
+
+        Args:
+            name: The name of the file without suffix.
+            **kwargs: Further values of the checkpoint.
 
         Raises:
-            UserError: the file cannot be written; an older file of that name, and the other checkpoints, are untouched.
+            UserError: The file cannot be written. An older file of that name and other checkpoints are unchanged.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -90,44 +114,51 @@ class SeamlessCheckpointer(DetectionCheckpointer):
             with atomic_write(file) as stream:
                 torch.save(data, stream)
         except (OSError, RuntimeError) as error:
-            # torch.save wraps what the file system says into a RuntimeError.
+            # torch.save wraps errors of the file system in a RuntimeError.
             if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
                 raise
             reason = (error if isinstance(error, OSError) else error.__context__).strerror
             raise UserError(
-                f"checkpoint {file} cannot be written ({reason}); the earlier ones are intact: free disk space and go "
-                "on with --resume"
+                f"checkpoint {file} cannot be written ({reason}); the earlier ones are intact: free disk space and "
+                "resume with --resume"
             ) from None
         if name == "model_final" or _NUMBERED.fullmatch(f"{name}.pth"):
             self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Remember the checkpoint for ``--resume``."""
+        """Make a file in ``save_dir`` the checkpoint from which ``--resume`` resumes."""
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
             file.write(last_filename_basename)
 
-    def numbered(self) -> list[Path]:
-        """The checkpoints model_<iteration>.pth in ``save_dir``, oldest first."""
+    def list_numbered(self) -> list[Path]:
+        """Return the paths of the checkpoints model_<iteration>.pth in ``save_dir``, oldest first."""
         files = Path(self.save_dir).glob("model_*.pth") if self.save_dir else []
         return sorted((f for f in files if _NUMBERED.fullmatch(f.name)), key=lambda f: int(f.stem.split("_")[1]))
 
     def remove_old(self, keep: int) -> None:
-        """Delete all numbered checkpoints but the newest ``keep`` (0 keeps all)."""
-        for file in self.numbered()[:-keep] if keep > 0 else []:
+        """Delete all numbered checkpoints except the newest ``keep``; 0 keeps all."""
+        for file in self.list_numbered()[:-keep] if keep > 0 else []:
             file.unlink(missing_ok=True)
 
     def has_checkpoint(self) -> bool:
-        return super().has_checkpoint() or bool(self.numbered())
+        return super().has_checkpoint() or bool(self.list_numbered())
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As Detectron2's; a checkpoint that is damaged is passed over, and an earlier one is taken.
+        """Resume from the newest readable checkpoint in ``save_dir``, or load the weights ``path``.
+
+        Args:
+            path: The weights to load if ``resume`` is not set or there is no checkpoint.
+            resume: Whether to resume from a checkpoint. If the last one is damaged, an earlier one is used.
+
+        Returns:
+            The values of the checkpoint that were not loaded.
 
         Raises:
-            UserError: there are checkpoints, but none can be read.
+            UserError: There are checkpoints, but none can be read, or the file does not fit the model.
         """
         if not (resume and self.has_checkpoint()):
             return self.load(path, checkpointables=[])
-        candidates = [str(f) for f in reversed(self.numbered())]
+        candidates = [str(f) for f in reversed(self.list_numbered())]
         if super().has_checkpoint():
             candidates = list(dict.fromkeys([self.get_checkpoint_file(), *candidates]))
         for number, file in enumerate(candidates):
@@ -136,13 +167,13 @@ class SeamlessCheckpointer(DetectionCheckpointer):
             except UserError as error:
                 if number == len(candidates) - 1:
                     raise
-                self.logger.warning(f"{error}. Going on from an earlier one: {candidates[number + 1]}")
+                self.logger.warning(f"{error}. Resuming from an earlier one: {candidates[number + 1]}")
                 continue
             return self._load_content(file, content)
         raise AssertionError("there is at least one candidate")
 
     def _load_content(self, file: str, content: dict[str, Any]) -> dict[str, Any]:
-        """Load what has been read already; a checkpoint to go on from must hold every weight."""
+        """Load a checkpoint that has been read already; a training can only resume if it holds every weight."""
         complete, self.complete, self._content = self.complete, True, content
         try:
             return self.load(file)
@@ -152,7 +183,15 @@ class SeamlessCheckpointer(DetectionCheckpointer):
             self.complete, self._content = complete, None
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As Detectron2's; an empty ``path`` keeps the initial weights."""
+        """Load a checkpoint; an empty ``path`` keeps the initial weights.
+
+        Args:
+            path: A file or a URL.
+            *args, **kwargs: Further arguments of Detectron2's ``DetectionCheckpointer.load``.
+
+        Raises:
+            UserError: The file is missing or damaged, or does not fit the model.
+        """
         if path and "://" not in path and not Path(path).is_file():
             raise UserError(
                 f"checkpoint {path} does not exist; the config's head says where its weights come from, or set "
@@ -185,15 +224,18 @@ class SeamlessCheckpointer(DetectionCheckpointer):
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load the complete weights of ``model`` for evaluation or prediction.
+    """Load the complete weights of a model for evaluation or prediction.
+
+    Args:
+        model: The model, whose weights change in place.
+        path: The checkpoint.
 
     Raises:
-        UserError: no path, unreadable file, or weights of another model.
+        UserError: There is no path, the file cannot be read, or the weights are those of another model.
     """
     if not str(path):
         raise UserError("no weights given; set MODEL.WEIGHTS (or --weights) to a trained checkpoint")
-    checkpointer = SeamlessCheckpointer(model)
-    checkpointer.complete = True
+    checkpointer = SeamlessCheckpointer(model, complete=True)
     try:
         checkpointer.load(str(path))
     except UserError as error:
@@ -201,6 +243,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def write_checkpoint(state: dict[str, Tensor], output: str | Path, author: str) -> None:
-    """Write a Detectron2 checkpoint, atomically."""
+    """Write a checkpoint for Detectron2, atomically.
+
+    Args:
+        state: The weights by name.
+        output: The .pth file.
+        author: The name of the program that the weights come from.
+    """
     with atomic_write(output) as file:
         torch.save({"model": state, "__author__": author}, file)

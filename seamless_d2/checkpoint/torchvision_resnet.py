@@ -1,4 +1,4 @@
-"""torchvision's ImageNet ResNets -> initial weights of our backbone."""
+"""Conversion of torchvision's ImageNet ResNets to initial weights of the backbone."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,8 @@ from .checkpointer import load_file, write_checkpoint
 _PREFIX = "backbone.bottom_up."
 
 
-def _our_name(name: str) -> str:
+def _rename(name: str) -> str:
+    """Return the name in this package of a tensor of torchvision."""
     name = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", name)
     name = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
     name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
@@ -20,11 +21,15 @@ def _our_name(name: str) -> str:
     return _PREFIX + name
 
 
-def resnet_depth(state: dict[str, Tensor], source: str) -> int:
-    """Depth of a torchvision ResNet by its tensors.
+def find_depth(state: dict[str, Tensor], source: str) -> int:
+    """Return the depth of a torchvision ResNet, which its tensors tell.
+
+    Args:
+        state: The tensors by name.
+        source: The name of the file, for error messages.
 
     Raises:
-        UserError: not a torchvision ResNet-18/34/50/101/152.
+        UserError: The tensors are not those of a ResNet-18, 34, 50, 101 or 152 of torchvision.
     """
     blocks = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{i}.")}) for i in range(1, 5))
     bottleneck = "layer1.0.conv3.weight" in state
@@ -41,15 +46,16 @@ def convert_torchvision(source: str, output: str | Path, depth: int | None = Non
     """Write the backbone weights of a torchvision ResNet as a Detectron2 checkpoint.
 
     Args:
-        source: a state-dict file, or the name resnet18 ... resnet152, which torchvision fetches (ImageNet, version 1).
-        output: the .pth file.
-        depth: the depth that is expected; checked when given.
+        source: A file with a state dict, or a name such as "resnet50", whose weights (ImageNet, version 1) torchvision
+            downloads.
+        output: The .pth file to write.
+        depth: The expected depth; default any.
 
     Returns:
-        The depth.
+        The depth of the ResNet.
 
     Raises:
-        UserError: no such name or file, no network, another depth, or tensors missing.
+        UserError: There is no such name or file, the download fails, the depth is another one, or tensors are missing.
     """
     if re.fullmatch(r"resnet\d+", source):
         if int(source.removeprefix("resnet")) not in BLOCKS:
@@ -63,10 +69,10 @@ def convert_torchvision(source: str, output: str | Path, depth: int | None = Non
     else:
         state = load_file(source)
     state = {k: v for k, v in state.items() if isinstance(v, Tensor) and not k.endswith("num_batches_tracked")}
-    found = resnet_depth(state, source)
+    found = find_depth(state, source)
     if depth is not None and depth != found:
         raise UserError(f"{source} is a ResNet-{found}, not a ResNet-{depth}; give the file of the right depth")
-    converted = {_our_name(k): v.float() for k, v in state.items() if not k.startswith("fc.")}
+    converted = {_rename(k): v.float() for k, v in state.items() if not k.startswith("fc.")}
     layers = {k.rsplit(".", 1)[0] for k in converted}
     lacking = [
         f"{k}.{leaf}"

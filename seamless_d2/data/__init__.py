@@ -1,6 +1,5 @@
-"""Data sets: registration, metadata and the mapper."""
+"""Data sets: registration, mapper, training loader and preparation."""
 
-from ..seamseg.dataset import register_seamseg
-from .registration import register_from_config, register_panoptic
+from .registration import DATASET_FORMATS, register_from_config, register_panoptic
 
-__all__ = ["register_from_config", "register_panoptic", "register_seamseg"]
+__all__ = ["DATASET_FORMATS", "register_from_config", "register_panoptic"]

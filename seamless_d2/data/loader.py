@@ -1,7 +1,7 @@
-"""The training loader: batches as a function of (seed, position) alone, whatever the worker processes do.
+"""The training loader, whose batches are a function of (seed, position) alone, whatever the worker processes do.
 
 Sampler and aspect-ratio grouping are replayed up to the position, and every sample draws its augmentation from its own
-seed; so a training that goes on from a checkpoint sees exactly what it would have seen without the interruption.
+seed. So a training that resumes from a checkpoint sees exactly the images that it would have seen without interruption.
 """
 
 import itertools
@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, Sampler
 from ..errors import UserError
 from .mapper import SeamlessMapper
 from .sampling import build_train_sampler
-from .seeding import Place, SeededDataset
+from .seeding import Sample, SeededDataset
 
 
 class BatchPlan:
-    """The batches of one process from batch ``start`` on, as lists of ``Place``; for DataLoader's ``batch_sampler``."""
+    """The batches of one process from batch ``start`` on, as lists of ``Sample``: a ``batch_sampler`` of DataLoader."""
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class BatchPlan:
     ) -> None:
         """
         Args:
-            sampler: the indices of this process, without end and each time the same.
-            batch_size: of this process.
-            is_landscape: of each record; batches then hold landscape images or others only (Detectron2's aspect-ratio
-                grouping). Default: no grouping.
-            start: batches to leave out.
-            rank, world_size: of this process; default Detectron2's.
+            sampler: Yields the indices of the records for this process, without end and the same ones every time.
+            batch_size: The number of images per batch of this process.
+            is_landscape: Whether each record is a landscape image. A batch then has either landscape images or others
+                (Detectron2's aspect-ratio grouping). Default: no grouping.
+            start: The number of batches to leave out at the beginning.
+            rank, world_size: The number of this process and of all processes; default what Detectron2 says.
         """
         self.sampler = sampler
         self.batch_size = batch_size
@@ -52,11 +52,11 @@ class BatchPlan:
         self.rank = comm.get_rank() if rank is None else rank
         self.world_size = comm.get_world_size() if world_size is None else world_size
 
-    def __iter__(self) -> Iterator[list[Place]]:
-        return itertools.islice(self._all(), self.start, None)
+    def __iter__(self) -> Iterator[list[Sample]]:
+        return itertools.islice(self._iterate(), self.start, None)
 
-    def _all(self) -> Iterator[list[Place]]:
-        open_batches: dict[bool, list[Place]] = {True: [], False: []}
+    def _iterate(self) -> Iterator[list[Sample]]:
+        open_batches: dict[bool, list[Sample]] = {True: [], False: []}
         for number, index in enumerate(self.sampler):
             batch = open_batches[self.is_landscape is None or self.is_landscape[index]]
             batch.append((number * self.world_size + self.rank, index))
@@ -66,7 +66,14 @@ class BatchPlan:
 
 
 class TrainLoader:
-    """Endless iterator over the batches (lists of training dicts) of this process, with a position to go on from."""
+    """An endless iterator over the batches of this process, which are lists of training dicts.
+
+    Its state is a position in the sequence of batches, so that another loader can resume from it.
+
+    Attributes:
+        batches: The number of batches that were returned since the training began.
+        faults: The number of faults since the training began.
+    """
 
     def __init__(
         self,
@@ -83,18 +90,18 @@ class TrainLoader:
     ) -> None:
         """
         Args:
-            records: of the data set.
-            mapper: see ``SeamlessMapper``.
-            make_sampler: from a seed to an endless sampler of this process's indices.
-            batch_size: of this process.
-            seed: the same in all processes.
-            grouping: landscape and other images in separate batches.
-            num_workers: processes that load.
-            on_fault: "stop" or "skip" when a file cannot be read or a worker dies.
-            max_faults: faults from which "skip" stops too.
+            records: The records of the training sets.
+            mapper: Makes a training dict of a record, see ``SeamlessMapper``.
+            make_sampler: Makes, from a seed, an endless sampler of the indices for this process.
+            batch_size: The number of images per batch of this process.
+            seed: The seed of the order and of the augmentations, the same in all processes.
+            grouping: Whether landscape and other images are in separate batches.
+            num_workers: The number of worker processes; 0 loads in this process.
+            on_fault: What happens if a file cannot be read or a worker dies: "stop", or "skip" the image.
+            max_faults: The number of faults above which "skip" stops, too.
 
         Raises:
-            UserError: an unknown ``on_fault``.
+            UserError: ``on_fault`` is unknown.
         """
         if on_fault not in ("stop", "skip"):
             raise UserError(f'DATALOADER.ON_FAULT is {on_fault!r}; use "stop" or "skip"')
@@ -107,18 +114,17 @@ class TrainLoader:
         self.num_workers = num_workers
         self.on_fault = on_fault
         self.max_faults = max_faults
-        #: batches given out, and faults met, since the training began
         self.batches = 0
         self.faults = 0
         self._iterator: Iterator[list[dict]] | None = None
-        make_sampler(seed)  # tells of wrong settings before the training starts
+        make_sampler(seed)  # raises before the training starts if settings are wrong
 
     def state_dict(self) -> dict[str, int]:
         images = self.batches * self.batch_size * comm.get_world_size()
         return {"seed": self.seed, "images": images, "faults": self.faults}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a position, which counts the images of all processes; batches that workers hold are dropped."""
+        """Resume from a position, which counts the images of all processes; batches of running workers are dropped."""
         self.close()
         self.seed, self.faults = state["seed"], state["faults"]
         self.batches = state["images"] // (self.batch_size * comm.get_world_size())
@@ -127,17 +133,18 @@ class TrainLoader:
         """End the worker processes; the next batch starts new ones."""
         self._iterator = None
 
-    def plan(self) -> BatchPlan:
-        """What comes, from the position on."""
+    def plan_batches(self) -> BatchPlan:
+        """Return the batches from the present position on."""
         return BatchPlan(self.make_sampler(self.seed), self.batch_size, self.is_landscape, self.batches)
 
     def __iter__(self) -> "TrainLoader":
         return self
 
     def __next__(self) -> list[dict]:
-        """
+        """Return the next batch.
+
         Raises:
-            UserError: a file cannot be read or a worker died, and ``on_fault`` is "stop" or there were too many.
+            UserError: A file cannot be read or a worker died, and ``on_fault`` is "stop" or there were too many faults.
         """
         while True:
             try:
@@ -148,9 +155,9 @@ class TrainLoader:
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
-                files = ", ".join(self.records[index]["file_name"] for _, index in next(iter(self.plan())))
+                files = ", ".join(self.records[index]["file_name"] for _, index in next(iter(self.plan_batches())))
                 reason = str(error).split("\n")[0]
-                self._count(
+                self._count_fault(
                     f"{reason} while batch {self.batches} ({files}) was awaited; most often memory ran out: lower "
                     "DATALOADER.NUM_WORKERS",
                     "the batch is loaded again",
@@ -160,10 +167,11 @@ class TrainLoader:
         self.batches += 1
         for entry in batch:
             for fault in entry.pop("faults"):
-                self._count(fault, f"{entry['file_name']} takes its place")
+                self._count_fault(fault, f"{entry['file_name']} takes its place")
         return batch
 
-    def _count(self, fault: str, consequence: str) -> None:
+    def _count_fault(self, fault: str, consequence: str) -> None:
+        """Count a fault; log it with its consequence, or raise ``UserError``."""
         self.faults += 1
         if self.on_fault == "stop":
             raise UserError(f"{fault} (or set DATALOADER.ON_FAULT to skip)")
@@ -177,7 +185,7 @@ class TrainLoader:
         handler = signal.getsignal(signal.SIGCHLD) if main else None
         loader = DataLoader(
             dataset,
-            batch_sampler=self.plan(),
+            batch_sampler=self.plan_batches(),
             num_workers=self.num_workers,
             collate_fn=list,
             worker_init_fn=_start_worker,
@@ -186,31 +194,33 @@ class TrainLoader:
         )
         iterator = iter(loader)
         if main and self.num_workers:
-            # PyTorch's handler raises wherever the program is, for instance in the middle of an optimiser step. The
-            # iterator notices a dead worker by itself when it waits for a batch.
+            # PyTorch's handler raises wherever the program is, for instance in the middle of a step of the optimizer.
+            # The iterator also notices a dead worker itself, when it waits for a batch.
             ours = handler is None or getattr(handler, "__module__", "").startswith("torch.")
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if ours else handler)
         return iterator
 
 
 def _start_worker(_: int) -> None:
-    """In a worker process: leave signals that the whole process group gets (preemption, Ctrl-C) to the trainer."""
+    """Prepare a worker process: the trainer handles the signals that the whole process group gets."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def on_first_term(*_: Any) -> None:
-        # The second one is from our own exit.
+        # A second signal comes from the trainer's exit.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, on_first_term)
 
 
 def micro_batch_size(cfg: CfgNode) -> int:
-    """Images of one process in one forward pass: IMS_PER_BATCH shared by the processes and ACCUMULATE_STEPS.
+    """Return the number of images of one forward pass of one process.
+
+    It is SOLVER.IMS_PER_BATCH, divided by SOLVER.ACCUMULATE_STEPS and the number of processes.
 
     Raises:
-        UserError: it does not divide.
+        UserError: The number of images is not divisible.
     """
     total, steps, processes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS, comm.get_world_size()
     if steps < 1 or total < 1 or total % (steps * processes):
@@ -222,10 +232,14 @@ def micro_batch_size(cfg: CfgNode) -> int:
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
-    """The loader of DATASETS.TRAIN by Detectron2's DATALOADER keys and ours.
+    """Build the loader of DATASETS.TRAIN as the DATALOADER keys say.
+
+    Args:
+        cfg: The configuration.
+        seed: The seed of the order and of the augmentations, the same in all processes.
 
     Raises:
-        UserError: see ``micro_batch_size``, ``build_train_sampler`` and ``TrainLoader``.
+        UserError: The batch size is not divisible (``micro_batch_size``), or a DATALOADER key has an unknown value.
     """
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
     size = micro_batch_size(cfg)
@@ -235,7 +249,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
         lambda s: build_train_sampler(cfg, records, seed=s, batch_size=size),
         batch_size=size,
         seed=seed,
-        # Batches that the sampler has grouped already must not be grouped again.
+        # GroupedBatchSampler has grouped the images already.
         grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING and cfg.DATALOADER.SAMPLER_TRAIN != "GroupedBatchSampler",
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         on_fault=cfg.DATALOADER.ON_FAULT,

@@ -1,7 +1,7 @@
-"""The mapper: one record of a registered data set -> one training or test dict.
+"""The mapper from a record of a registered data set to a training or test dict.
 
-Everything is derived from the panoptic PNG after augmentation, so that boxes, masks, semantic labels, void and crowd
-can never disagree.
+All targets are derived from the panoptic PNG after augmentation, so that boxes, masks, semantic labels, void and crowd
+regions always agree.
 """
 
 import numpy as np
@@ -12,19 +12,24 @@ from detectron2.structures import Boxes, Instances
 
 from ..errors import UserError
 from ..io import read_id_image, read_image, rgb_to_ids
-from ..structures.classes import VOID_LABEL
+from ..structures.classes import VOID_LABEL, Classes
 from ..structures.id_maps import label_boxes
 from ..structures.segment_masks import SegmentMasks
 from .transforms import build_augmentations
 
 
 class SeamlessMapper:
-    """Callable for Detectron2's data loaders.
+    """A callable that Detectron2's data loaders take as ``mapper``.
 
-    Training dicts hold "image" (3, H, W) uint8, "instances" (gt_boxes, gt_classes, gt_masks as ``SegmentMasks`` with
-    void and crowd), "sem_seg" (H, W) int64 with 255 = void, and the record's file_name, image_id, height, width.
-    Boxes are the tight boxes of what is visible after the crop. Test dicts hold the image and the record's keys; with
-    ``output_size`` "input" (TEST.EVAL_RESOLUTION), height and width are those of the resized image.
+    A training dict holds the keys of the record without segments_info, and
+
+    - "image": (3, H, W) uint8 tensor in the order of INPUT.FORMAT;
+    - "instances": ``Instances`` with gt_boxes (the tight boxes of what is visible after the crop), gt_classes and
+      gt_masks (``SegmentMasks`` with void and crowd regions);
+    - "sem_seg": (H, W) int64 labels, 255 = void.
+
+    A test dict holds the image and the keys of the record. If ``output_size`` is "input" (TEST.EVAL_RESOLUTION), its
+    height and width are those of the resized image.
     """
 
     @configurable
@@ -34,15 +39,27 @@ class SeamlessMapper:
         is_train: bool,
         augmentations: list[T.Augmentation],
         image_format: str,
-        num_stuff: int,
+        classes: Classes,
         output_size: str = "output",
     ) -> None:
+        """
+        Args:
+            is_train: Whether training dicts with targets are made.
+            augmentations: The augmentations of the image and its label map.
+            image_format: The order of the channels that the model expects, "RGB" or "BGR".
+            classes: The classes of the data set, for their semantic labels.
+            output_size: "output" keeps the record's height and width in test dicts, "input" states those of the resized
+                image.
+
+        Raises:
+            UserError: ``image_format`` is unknown.
+        """
         if image_format not in ("RGB", "BGR"):
             raise UserError(f"INPUT.FORMAT is {image_format!r}; use RGB or BGR")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
-        self.num_stuff = num_stuff
+        self.classes = classes
         self.output_size = output_size
 
     @classmethod
@@ -51,14 +68,16 @@ class SeamlessMapper:
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
-            "num_stuff": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "classes": Classes.from_config(cfg)
+            or Classes.numbered(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES),
             "output_size": cfg.TEST.EVAL_RESOLUTION,
         }
 
     def __call__(self, record: dict) -> dict:
-        """
+        """Read and augment one record.
+
         Raises:
-            UserError: a file that is missing, corrupt or contradicts the json.
+            UserError: A file is missing, is corrupt or contradicts the json.
         """
         image = read_image(record["file_name"], (record["height"], record["width"]))
         if self.image_format == "BGR":
@@ -68,7 +87,7 @@ class SeamlessMapper:
         result = {k: v for k, v in record.items() if k != "segments_info"}
         result["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         if not self.is_train and self.output_size == "input":
-            # The model's results are wanted at this size.
+            # The model resizes its results to this size.
             result["height"], result["width"] = augmented.image.shape[:2]
         if self.is_train:
             labels = self._read_labels(record, transforms)
@@ -76,7 +95,7 @@ class SeamlessMapper:
         return result
 
     def _read_labels(self, record: dict, transforms: T.TransformList) -> np.ndarray:
-        """(h, w) int32 after augmentation: 0 = void, k = segment k-1 of the record."""
+        """Return the (h, w) int32 label map after augmentation: 0 = void, k = segment k-1 of the record."""
         path = record["pan_seg_file_name"]
         rgb = read_id_image(path)
         if rgb.shape[:2] != (record["height"], record["width"]):
@@ -84,12 +103,12 @@ class SeamlessMapper:
                 f"panoptic map {path} is {rgb.shape[1]} x {rgb.shape[0]} pixels but its annotation says "
                 f"{record['width']} x {record['height']}; mend the json or the file"
             )
-        # The id's bytes are resized as an image (nearest); ids are looked up only in what is left.
+        # The bytes of the ids are resized as an image by nearest sampling, so that ids are looked up after the crop.
         ids = rgb_to_ids(transforms.apply_segmentation(rgb))
         known = np.array([0, *(segment["id"] for segment in record["segments_info"])], np.int64)
         order = known.argsort(kind="stable")
-        place = np.searchsorted(known[order], ids).clip(max=len(known) - 1)
-        labels = order[place].astype(np.int32)
+        nearest = np.searchsorted(known[order], ids).clip(max=len(known) - 1)
+        labels = order[nearest].astype(np.int32)
         unknown = known[labels] != ids
         if unknown.any():
             raise UserError(
@@ -98,10 +117,11 @@ class SeamlessMapper:
         return labels
 
     def _make_targets(self, labels: np.ndarray, segments: list[dict]) -> tuple[Instances, torch.Tensor]:
+        """Return the instances and the (h, w) int64 semantic labels of a label map."""
         semantic = np.full(len(segments) + 1, VOID_LABEL, np.int64)
         for k, segment in enumerate(segments, 1):
             # Crowd regions keep their class here; only the instance branches ignore them.
-            semantic[k] = segment["category_id"] + (self.num_stuff if segment["isthing"] else 0)
+            semantic[k] = self.classes.to_label(segment)
         boxes = label_boxes(labels, len(segments) + 1)
         present = boxes[:, 2] > 0
         things = [k for k, s in enumerate(segments, 1) if s["isthing"] and present[k]]

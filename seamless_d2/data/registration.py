@@ -1,6 +1,8 @@
-"""Registration of COCO-panoptic data sets with Detectron2's catalogues."""
+"""Registration of COCO-panoptic data sets in Detectron2's catalogs."""
 
 import os
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -8,18 +10,24 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
 from ..io import read_json
-from ..seamseg.dataset import register_seamseg
 from ..structures.classes import Classes
 
 
 def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path) -> tuple[list[dict], Classes]:
-    """Records in Detectron2's format, and the classes, of a COCO-panoptic json.
+    """Read a COCO-panoptic json.
 
-    Each record has file_name, image_id, height, width, pan_seg_file_name, sem_seg_file_name (the same PNG) and
-    segments_info with id, isthing, category_id (things 0..T-1, stuff 0..S-1) and iscrowd.
+    Args:
+        image_dir: The folder of the images.
+        panoptic_dir: The folder of the id PNGs.
+        panoptic_json: The json.
+
+    Returns:
+        The records in Detectron2's format, and the classes. A record has file_name, image_id, height, width,
+        pan_seg_file_name, sem_seg_file_name (the same PNG) and segments_info with id, isthing, category_id (things
+        0..T-1, stuff 0..S-1) and iscrowd.
 
     Raises:
-        UserError: keys missing, an annotation of an unknown image or category.
+        UserError: A key is missing, or an annotation belongs to an unknown image or category.
     """
     content = read_json(panoptic_json, "panoptic json")
     for key in ("images", "annotations", "categories"):
@@ -41,15 +49,8 @@ def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path)
                     f"{panoptic_json}: image {image['file_name']} has a segment of category {segment['category_id']}, "
                     "which is not in categories"
                 )
-            isthing = label >= classes.num_stuff
-            segments.append(
-                {
-                    "id": segment["id"],
-                    "isthing": isthing,
-                    "category_id": label - classes.num_stuff if isthing else label,
-                    "iscrowd": int(segment.get("iscrowd", 0)),
-                }
-            )
+            iscrowd = int(segment.get("iscrowd", 0))
+            segments.append({"id": segment["id"], **classes.from_label(label), "iscrowd": iscrowd})
         png = str(panoptic_dir / annotation["file_name"])
         records.append(
             {
@@ -68,7 +69,10 @@ def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path)
 
 
 def _image_name(name: str) -> str:
-    """The image's path; the official Cityscapes json states CITY_..._gtFine_leftImg8bit.png, which does not exist."""
+    """Return the path of an image below the folder of images.
+
+    The official Cityscapes json names files CITY_..._gtFine_leftImg8bit.png, which do not exist.
+    """
     if name.endswith("_gtFine_leftImg8bit.png") and "/" not in name:
         return f"{name.split('_')[0]}/{name.replace('_gtFine_leftImg8bit', '_leftImg8bit')}"
     return name
@@ -78,13 +82,13 @@ def register_panoptic(name: str, image_dir: str | Path, panoptic_dir: str | Path
     """Register a COCO-panoptic data set under ``name``, ready for training and all of Detectron2's evaluators.
 
     Args:
-        name: key for ``DATASETS.TRAIN`` / ``DATASETS.TEST``; registering the same files again does nothing.
-        image_dir: folder of the images.
-        panoptic_dir: folder of the id PNGs (id = R + 256 G + 65536 B, 0 = void).
-        panoptic_json: the json; category ids may be any integers, colours are optional.
+        name: The name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``. Registering the same files again does nothing.
+        image_dir: The folder of the images.
+        panoptic_dir: The folder of the id PNGs (id = R + 256 G + 65536 B, 0 = void).
+        panoptic_json: The json. Category ids may be any integers; colors are optional.
 
     Raises:
-        UserError: missing or malformed files, or ``name`` already taken by another data set.
+        UserError: Files are missing or malformed, or ``name`` belongs to another data set.
     """
     image_dir, panoptic_dir, panoptic_json = Path(image_dir), Path(panoptic_dir), Path(panoptic_json)
     for folder in (image_dir, panoptic_dir):
@@ -108,28 +112,32 @@ def register_panoptic(name: str, image_dir: str | Path, panoptic_dir: str | Path
 
 
 def datasets_root() -> Path:
-    """The folder of data sets: ``$DETECTRON2_DATASETS``, default ``datasets``, as in Detectron2."""
+    """Return the folder of the data sets: ``$DETECTRON2_DATASETS``, default ``datasets``, as in Detectron2."""
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
-def panoptic_entry(cfg: CfgNode, name: str) -> tuple[Path, Path, Path] | tuple[Path, str]:
-    """(image_dir, panoptic_dir, panoptic_json) of the data set ``name`` in ``cfg.DATASETS.PANOPTIC``.
+def _register_panoptic_entry(name: str, image_dir: str, panoptic_dir: str, panoptic_json: str) -> None:
+    root = datasets_root()
+    register_panoptic(name, root / image_dir, root / panoptic_dir, root / panoptic_json)
 
-    (root, split) of one in the original's format.
+
+#: The formats of data sets in DATASETS.PANOPTIC: from the number of values after the name in an entry to the function
+#: that registers the data set. It is called with the values of the entry; relative paths are below ``datasets_root``.
+DATASET_FORMATS: dict[int, Callable[..., None]] = {3: _register_panoptic_entry}
+
+
+def find_entry(cfg: CfgNode, name: str) -> list[str]:
+    """Return the entry of the data set ``name`` in ``cfg.DATASETS.PANOPTIC``.
 
     Raises:
-        UserError: a malformed entry, or none of that name.
+        UserError: An entry has none of the forms that ``DATASET_FORMATS`` knows, or no entry has that name.
     """
     for entry in cfg.DATASETS.PANOPTIC:
-        if not isinstance(entry, (list, tuple)) or len(entry) not in (3, 4):
-            raise UserError(
-                f"DATASETS.PANOPTIC: {entry!r} is neither [name, image_dir, panoptic_dir, panoptic_json] nor [name, "
-                "root, split] of the original's format"
-            )
-        if entry[0] == name and len(entry) == 3:
-            return datasets_root() / entry[1], str(entry[2])
+        if not isinstance(entry, (list, tuple)) or len(entry) - 1 not in DATASET_FORMATS:
+            forms = [f"[{', '.join(signature(register).parameters)}]" for register in DATASET_FORMATS.values()]
+            raise UserError(f"DATASETS.PANOPTIC: {entry!r} is not of the form {' or '.join(forms)}")
         if entry[0] == name:
-            return tuple(datasets_root() / path for path in entry[1:])
+            return [str(value) for value in entry]
     raise UserError(
         f"data set {name!r} is not registered; list it in DATASETS.PANOPTIC as [name, image_dir, panoptic_dir, "
         "panoptic_json] or call seamless_d2.register_panoptic"
@@ -137,13 +145,13 @@ def panoptic_entry(cfg: CfgNode, name: str) -> tuple[Path, Path, Path] | tuple[P
 
 
 def adopt_builtin(name: str) -> None:
-    """Register one of Detectron2's builtin panoptic data sets anew, with this package's convention of class ids.
+    """Register one of Detectron2's builtin panoptic data sets again, with the class numbers of this package.
 
-    Detectron2 numbers the classes of ``cityscapes_fine_panoptic_*`` and ``coco_2017_*_panoptic`` in other ways, which
-    our mapper would misread; files and name stay. Other data sets are left alone.
+    Detectron2 numbers the classes of ``cityscapes_fine_panoptic_*`` and ``coco_2017_*_panoptic`` in another way, which
+    the mapper would misread. Files and name stay the same. Other data sets are not changed.
 
     Raises:
-        UserError: the data set's files are missing.
+        UserError: Files of the data set are missing.
     """
     metadata = MetadataCatalog.get(name)
     keys = ("panoptic_json", "panoptic_root", "image_root", "thing_dataset_id_to_contiguous_id", "stuff_classes")
@@ -160,21 +168,20 @@ def adopt_builtin(name: str) -> None:
     MetadataCatalog.remove(name)
     register_panoptic(name, image_root, panoptic_root, panoptic_json)
     if instances and Path(instances).is_file():
-        MetadataCatalog.get(name).json_file = instances
+        MetadataCatalog.get(name).set(json_file=instances)
 
 
 def register_from_config(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> None:
-    """Register those entries of ``cfg.DATASETS.PANOPTIC`` that ``names`` lists; Detectron2's builtin names work too.
+    """Register the data sets ``names``: entries of ``cfg.DATASETS.PANOPTIC``, or Detectron2's builtin data sets.
 
     Raises:
-        UserError: a malformed entry, or a name that is neither listed nor registered.
+        UserError: An entry is malformed, or a name is neither listed nor registered.
     """
     listed = [entry[0] for entry in cfg.DATASETS.PANOPTIC if entry]
     for name in names:
         # A name that the program registered itself need not be listed.
         if name in listed or name not in DatasetCatalog.list():
-            place = panoptic_entry(cfg, name)
-            register = register_seamseg if len(place) == 2 else register_panoptic
-            register(name, *place)
+            entry = find_entry(cfg, name)
+            DATASET_FORMATS[len(entry) - 1](*entry)
         else:
             adopt_builtin(name)

@@ -1,4 +1,4 @@
-"""Which training image comes when: Detectron2's samplers on our records, and the original's grouped batches."""
+"""The order of the training images: Detectron2's samplers, and the grouped batches of the original."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from ..errors import UserError
 
 
 class GroupedBatchSampler(Sampler[int]):
-    """The original's order: whole epochs, in which each process's batch is landscape or portrait only.
+    """The order of the original: whole epochs in which each batch of a process is either landscape or portrait.
 
-    An epoch is a shuffle by (seed + epoch). Its images are dealt, in this order, to an open batch of landscape images
-    (width > height) and one of the others; full batches go to the processes in turn, so that none sees another's. What
-    is left at the end of the epoch is dropped (the original repeats a batch where the number of processes does not
-    divide their number). Indices are yielded one by one, without end; the images of a batch follow each other, so that
-    a loader with the same batch size per process puts them together again.
+    An epoch is a permutation by (seed + epoch). Its images are dealt, in this order, to an open batch of landscape
+    images (width > height) and an open batch of other images. Full batches go to the processes in turn, so that no
+    image goes to two processes. What is left at the end of the epoch is dropped (the original repeats batches until
+    their number is divisible by the number of processes). Indices are yielded one by one without end; those of a batch
+    follow each other, so that a loader with the same batch size per process collects them again.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class GroupedBatchSampler(Sampler[int]):
     ) -> None:
         """
         Args:
-            is_landscape: of each image.
-            images_per_process: of one batch.
-            seed: the same in all processes.
-            rank, world_size: of this process; default Detectron2's.
+            is_landscape: Whether each image is wider than high.
+            images_per_process: The number of images per batch of one process.
+            seed: The seed of the permutations, the same in all processes.
+            rank, world_size: The number of this process and of all processes; default what Detectron2 says.
 
         Raises:
-            UserError: an epoch has not one batch for each process.
+            UserError: An epoch has fewer batches than there are processes.
         """
         self.is_landscape = is_landscape
         self.images_per_process = images_per_process
@@ -49,7 +49,7 @@ class GroupedBatchSampler(Sampler[int]):
         self.world_size = comm.get_world_size() if world_size is None else world_size
         landscape = sum(is_landscape)
         others = len(is_landscape) - landscape
-        #: of each process
+        #: The number of batches per epoch of each process.
         self.batches_per_epoch = (landscape // images_per_process + others // images_per_process) // self.world_size
         if not self.batches_per_epoch:
             raise UserError(
@@ -58,8 +58,8 @@ class GroupedBatchSampler(Sampler[int]):
                 "TrainingSampler"
             )
 
-    def epoch(self, number: int) -> list[list[int]]:
-        """The batches of this process in one epoch."""
+    def list_batches(self, number: int) -> list[list[int]]:
+        """Return the batches of this process in epoch ``number``, as lists of indices."""
         generator = torch.Generator()
         generator.manual_seed(self.seed + number)
         open_batches: dict[bool, list[int]] = {True: [], False: []}
@@ -74,12 +74,21 @@ class GroupedBatchSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         for number in itertools.count():
-            for batch in self.epoch(number):
+            for batch in self.list_batches(number):
                 yield from batch
 
 
 def repeat_factors(records: list[dict[str, Any]], threshold: float, sqrt: bool = True) -> torch.Tensor:
-    """(N,) float32: Detectron2's repeat factors, counting things and stuff alike by ``segments_info``."""
+    """Return the repeat factors of Detectron2's ``RepeatFactorTrainingSampler``, by the classes of ``segments_info``.
+
+    Args:
+        records: The N records; things and stuff count alike.
+        threshold: The fraction of images below which a class is repeated (DATALOADER.REPEAT_THRESHOLD).
+        sqrt: Whether factors follow the square root of the frequency (DATALOADER.REPEAT_SQRT).
+
+    Returns:
+        (N,) float32 factors of at least 1.
+    """
     classes = [
         {"annotations": [{"category_id": (s["isthing"], s["category_id"])} for s in record["segments_info"]]}
         for record in records
@@ -90,17 +99,18 @@ def repeat_factors(records: list[dict[str, Any]], threshold: float, sqrt: bool =
 def build_train_sampler(
     cfg: CfgNode, dataset_dicts: list[dict[str, Any]], *, seed: int | None = None, batch_size: int | None = None
 ) -> Sampler[int]:
-    """The sampler that ``DATALOADER.SAMPLER_TRAIN`` names.
+    """Build the sampler that DATALOADER.SAMPLER_TRAIN names.
 
     Args:
-        cfg: configuration; reads DATALOADER.SAMPLER_TRAIN, REPEAT_THRESHOLD, REPEAT_SQRT, RANDOM_SUBSET_RATIO,
-            SOLVER.IMS_PER_BATCH and SEED.
-        dataset_dicts: the records, in the order of the indices.
-        seed: the same in all processes; default SEED, where negative a random one that all processes agree on.
-        batch_size: images of one process in one forward pass; default its share of SOLVER.IMS_PER_BATCH.
+        cfg: The configuration; DATALOADER.SAMPLER_TRAIN, REPEAT_THRESHOLD, REPEAT_SQRT, RANDOM_SUBSET_RATIO,
+            SOLVER.IMS_PER_BATCH and SEED are used.
+        dataset_dicts: The records in the order of the indices.
+        seed: The seed of the order, the same in all processes. Default: SEED, or a random seed that all processes share
+            if SEED is negative.
+        batch_size: The number of images of one forward pass of one process; default its part of SOLVER.IMS_PER_BATCH.
 
     Raises:
-        UserError: an unknown name.
+        UserError: The name is unknown.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if seed is None:

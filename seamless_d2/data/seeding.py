@@ -1,4 +1,4 @@
-"""Training samples whose augmentation depends on (seed, number of the sample) alone."""
+"""Training samples whose augmentation depends only on the seed and the number of the sample."""
 
 import contextlib
 import random
@@ -10,19 +10,19 @@ from torch.utils.data import Dataset
 
 from ..errors import UserError
 
-#: A record's place in the data: (number of the sample over all processes, index into the records).
-Place = tuple[int, int]
+#: A training sample: its number, counted over all processes, and the index of its record.
+Sample = tuple[int, int]
 
-# With the policy "skip", so many neighbours of a record that cannot be read are tried.
-_NEIGHBOURS = 10
+# The number of records in a row that are tried if records cannot be read and are skipped.
+_MAX_TRIES = 10
 
 
 @contextlib.contextmanager
 def seeded(seed: int, sample: int) -> Iterator[int]:
-    """numpy's and Python's random numbers as a function of (seed, sample), given back as they were.
+    """Within the block, seed the random generators of numpy and Python by (seed, sample); restore them afterwards.
 
     Yields:
-        A further seed, 0..2^63-1, for whoever draws for this sample elsewhere.
+        A further seed in 0..2^63-1, for random numbers that are drawn for this sample elsewhere.
     """
     words = np.random.SeedSequence([seed, sample]).generate_state(4)
     numpy_state, python_state = np.random.get_state(), random.getstate()
@@ -36,15 +36,18 @@ def seeded(seed: int, sample: int) -> Iterator[int]:
 
 
 class SeededDataset(Dataset):
-    """Maps a ``Place`` to a training dict, which also gets "seed" (for sampling in the model) and maybe "faults"."""
+    """Maps a ``Sample`` to a training dict with the additional keys "seed" and "faults".
+
+    "seed" is a number for random sampling in the model; "faults" lists errors of records that were skipped.
+    """
 
     def __init__(self, records: list[dict], mapper: Callable[[dict], dict], seed: int, skip: bool) -> None:
         """
         Args:
-            records: of the data set.
-            mapper: see ``SeamlessMapper``.
-            seed: of the training.
-            skip: a record that cannot be read is replaced by the next one, and "faults" tells of it.
+            records: The records of the training sets.
+            mapper: Makes a training dict of a record, see ``SeamlessMapper``.
+            seed: The seed of the training.
+            skip: Whether a record that cannot be read is replaced by the next one.
         """
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
@@ -54,17 +57,18 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, place: Place) -> dict:
-        """
+    def __getitem__(self, sample: Sample) -> dict:
+        """Return the training dict of a sample.
+
         Raises:
-            UserError: the record (with ``skip``: so many in a row) cannot be read.
+            UserError: The record, or with ``skip`` also those after it, cannot be read.
         """
-        sample, index = place
+        number, index = sample
         faults = []
-        for step in range(min(_NEIGHBOURS, len(self)) if self.skip else 1):
+        for step in range(min(_MAX_TRIES, len(self)) if self.skip else 1):
             record = self.records[(index + step) % len(self)]
             try:
-                with seeded(self.seed, sample) as sample_seed:
+                with seeded(self.seed, number) as sample_seed:
                     result = self.mapper(record)
             except (UserError, OSError) as error:
                 faults.append(str(error) if isinstance(error, UserError) else f"image {record['file_name']}: {error}")

@@ -1,4 +1,4 @@
-"""Augmentations that Detectron2 does not have."""
+"""The augmentations of the mapper, and those that Detectron2 does not have."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 class TruncatingResizeShortestEdge(T.ResizeShortestEdge):
-    """``ResizeShortestEdge`` that truncates the new sides, as the original does, where Detectron2 rounds them."""
+    """Detectron2's ``ResizeShortestEdge``, but it truncates the new sides as the original instead of rounding them."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]
@@ -23,20 +23,20 @@ class TruncatingResizeShortestEdge(T.ResizeShortestEdge):
 
 
 class ResizeCropTransform(T.Transform):
-    """Resize, then crop, computing nothing outside the crop: the same pixels at a fraction of the time."""
+    """A resize and a crop that computes only the pixels inside the crop, which takes a fraction of the time."""
 
     def __init__(self, size: tuple[int, int], new_size: tuple[int, int], crop: tuple[int, int, int, int]) -> None:
         """
         Args:
-            size: (height, width) of the source.
-            new_size: (height, width) of the whole resized image.
-            crop: x0, y0, width, height in the resized image.
+            size: The (height, width) of the source.
+            new_size: The (height, width) of the whole resized image.
+            crop: The crop in the resized image as (x0, y0, width, height) in pixels.
         """
         super().__init__()
         self.size, self.new_size, self.crop = size, new_size, crop
 
     def apply_image(self, img: np.ndarray, interp: int = Image.Resampling.BILINEAR) -> np.ndarray:
-        """(H, W, 3) or (H, W) uint8."""
+        """Resize and crop an (H, W, 3) or (H, W) uint8 image."""
         x0, y0, width, height = self.crop
         scale_x, scale_y = self.size[1] / self.new_size[1], self.size[0] / self.new_size[0]
         box = (x0 * scale_x, y0 * scale_y, (x0 + width) * scale_x, (y0 + height) * scale_y)
@@ -48,15 +48,20 @@ class ResizeCropTransform(T.Transform):
         return self.apply_image(segmentation, Image.Resampling.NEAREST)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(N, 2) x, y."""
+        """Transform (N, 2) coordinates x, y."""
         coords = coords * np.array([self.new_size[1] / self.size[1], self.new_size[0] / self.size[0]])
         return coords - np.array(self.crop[:2])
 
 
 class ResizeCrop(T.Augmentation):
-    """A resize and a random crop of Detectron2, done in one step."""
+    """A resize and a random crop of Detectron2 in one step."""
 
     def __init__(self, resize: T.ResizeShortestEdge, crop: T.RandomCrop) -> None:
+        """
+        Args:
+            resize: The resize.
+            crop: The crop of the resized image.
+        """
         super().__init__()
         self.resize, self.crop = resize, crop
 
@@ -71,7 +76,7 @@ class ResizeCrop(T.Augmentation):
 
 
 def build_resize(cfg: CfgNode, is_train: bool) -> T.ResizeShortestEdge:
-    """Shortest-edge resize by Detectron2's keys; ``MIN_SIZE_TRAIN_SAMPLING`` "range" is scale jitter."""
+    """Build the resize that Detectron2's INPUT keys describe; MIN_SIZE_TRAIN_SAMPLING "range" is scale jitter."""
     resize = TruncatingResizeShortestEdge if cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS else T.ResizeShortestEdge
     if is_train:
         sizes = cfg.INPUT.MIN_SIZE_TRAIN
@@ -81,7 +86,7 @@ def build_resize(cfg: CfgNode, is_train: bool) -> T.ResizeShortestEdge:
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Resize, and in training the crop and the flip of Detectron2's keys."""
+    """Build the resize and, for training, the crop and the flip that Detectron2's INPUT keys describe."""
     resize = build_resize(cfg, is_train)
     if not is_train:
         return [resize]
@@ -95,7 +100,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 
 
 def to_tensor(image: np.ndarray, channel_order: str) -> torch.Tensor:
-    """(H, W, 3) uint8 RGB -> (3, H, W) uint8 in the order of INPUT.FORMAT."""
+    """Convert an (H, W, 3) uint8 RGB image to a (3, H, W) uint8 tensor in the order of INPUT.FORMAT."""
     if channel_order == "BGR":
         image = image[:, :, ::-1]
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,7 +1,7 @@
-"""A page on this computer: drop an image, see its segments, take the COCO files home.
+"""A local web page that shows the segments of an uploaded image and offers its COCO files for download.
 
-Everything comes from this process: fonts and scripts of other hosts are forbidden to the browser by a content security
-policy, and Gradio's telemetry is off.
+All content comes from this process: a content security policy forbids the browser to load fonts and scripts of other
+hosts, and Gradio's telemetry is off.
 """
 
 import base64
@@ -9,6 +9,7 @@ import html
 import io
 import json
 import os
+import socket
 import tempfile
 import zipfile
 from pathlib import Path
@@ -22,11 +23,12 @@ from ..errors import UserError
 from ..io import ids_to_rgb, read_image_size
 from ..prediction import PanopticResult, Predictor
 from ..prediction.batch.sources import IMAGE_SUFFIXES
+from ..visualization import segment_color
 
 _TITLE = "seamless_d2: panoptic segmentation"
 _MAX_PIXELS = 64_000_000
-# Images in the page are no larger than this; the files keep the original size.
-_MAX_SIDE_SHOWN = 1600
+# The longest side of images in the page, in pixels; the files keep the original size.
+_MAX_SIDE = 1600
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss: data: blob:; "
@@ -49,7 +51,8 @@ footer { display: none !important; }
 """
 
 
-def _gradio() -> Any:
+def _import_gradio() -> Any:
+    """Import Gradio without telemetry, or raise ``UserError`` if it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -73,12 +76,12 @@ def _describe(segment: Any) -> str:
     return segment.class_name + ("" if segment.score is None else f" {segment.score:.0%}")
 
 
-def figure(result: PanopticResult) -> str:
-    """HTML of the overlay that tells the segment under the pointer."""
+def make_figure(result: PanopticResult) -> str:
+    """Return the overlay as HTML, which shows the name of the segment under the pointer."""
     overlay, ids = result.overlay(), ids_to_rgb(result.panoptic_seg)
     longest = max(ids.shape[:2])
-    if longest > _MAX_SIDE_SHOWN:
-        scale = _MAX_SIDE_SHOWN / longest
+    if longest > _MAX_SIDE:
+        scale = _MAX_SIDE / longest
         size = (max(1, round(ids.shape[1] * scale)), max(1, round(ids.shape[0] * scale)))
         overlay = cv2.resize(overlay, size, interpolation=cv2.INTER_AREA)
         ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT)
@@ -92,10 +95,8 @@ def figure(result: PanopticResult) -> str:
     )
 
 
-def table(result: PanopticResult) -> str:
-    """HTML table of the segments, the largest first."""
-    from ..visualization import segment_color
-
+def make_table(result: PanopticResult) -> str:
+    """Return an HTML table of the segments, the largest first."""
     rows = []
     for segment in sorted(result.segments, key=lambda s: -s.area):
         color = "rgb({}, {}, {})".format(*segment_color(segment.info(), result.classes))
@@ -110,7 +111,13 @@ def table(result: PanopticResult) -> str:
 
 
 def write_archive(result: PanopticResult, path: Path, name: str) -> None:
-    """A zip with the panoptic PNG, its COCO json and the overlay."""
+    """Write a zip file with the panoptic PNG, its COCO json and the overlay.
+
+    Args:
+        result: The result.
+        path: The zip file.
+        name: The name of the files inside, without suffix.
+    """
     png, overlay = io.BytesIO(), io.BytesIO()
     Image.fromarray(ids_to_rgb(result.panoptic_seg)).save(png, format="PNG")
     Image.fromarray(result.overlay()).save(overlay, format="JPEG", quality=92)
@@ -121,16 +128,16 @@ def write_archive(result: PanopticResult, path: Path, name: str) -> None:
 
 
 def build_app(predictor: Predictor, max_megabytes: int = 20) -> Any:
-    """The page as a FastAPI application.
+    """Build the page as a FastAPI application.
 
     Args:
-        predictor: the model.
-        max_megabytes: largest upload.
+        predictor: The predictor.
+        max_megabytes: The size of the largest upload in megabytes (2^20 bytes).
 
     Raises:
         UserError: Gradio is not installed.
     """
-    gradio = _gradio()
+    gradio = _import_gradio()
     from fastapi import FastAPI
 
     def predict(file: str | None) -> tuple[str, str, str | None]:
@@ -144,15 +151,15 @@ def build_app(predictor: Predictor, max_megabytes: int = 20) -> Any:
                 )
             result = predictor.predict(file)
         except UserError as error:
-            # Where the server keeps the file is no business of the visitor's.
+            # The visitor must not see the path of the file on the server.
             raise gradio.Error(str(error).replace(file, Path(file).name)) from None
         name = Path(file).stem
         archive = Path(tempfile.mkdtemp(dir=folder.name)) / f"{name}_coco.zip"
         write_archive(result, archive, name)
-        return figure(result), table(result), str(archive)
+        return make_figure(result), make_table(result), str(archive)
 
     folder = tempfile.TemporaryDirectory(prefix="seamless_d2_")
-    fonts = ["system-ui", "sans-serif"]  # plain names: Gradio's own are fetched from another host
+    fonts = ["system-ui", "sans-serif"]  # plain names, because Gradio's own fonts come from another host
     theme = gradio.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"])
     with gradio.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gradio.Markdown(
@@ -195,11 +202,15 @@ def build_app(predictor: Predictor, max_megabytes: int = 20) -> Any:
 def serve(predictor: Predictor, host: str = "127.0.0.1", port: int = 7860, max_megabytes: int = 20) -> None:
     """Serve the page until Ctrl-C.
 
+    Args:
+        predictor: The predictor.
+        host: The address on which the server listens.
+        port: The port, 1..65535.
+        max_megabytes: The size of the largest upload in megabytes (2^20 bytes).
+
     Raises:
         UserError: Gradio is not installed, the port is taken, or a number is out of range.
     """
-    import socket
-
     if not 0 < port < 65536 or max_megabytes < 1:
         raise UserError(f"port {port} (--port) must be 1 to 65535, {max_megabytes} (--max-megabytes) at least 1")
 

@@ -1,4 +1,4 @@
-"""Training: set-up, optimiser, schedules, trainer."""
+"""Training: setup, optimizer, learning-rate schedules, trainer and launcher."""
 
 from .launch import launch
 from .main import evaluate, run

@@ -1,4 +1,4 @@
-"""What ``tools/train_net.py --dry-run`` does: find out in a minute what would otherwise fail after hours."""
+"""The dry run of a training (``tools/train_net.py --dry-run``), which finds in a minute what would fail after hours."""
 
 import datetime
 import itertools
@@ -25,14 +25,19 @@ from .solver import build_lr_scheduler, build_optimizer
 from .step import TrainingStep
 from .trainer import SeamlessTrainer
 
-# Steps whose time counts; one more comes before them.
+# The number of steps whose time is measured, after one step of warm-up.
 _TIMED_STEPS = 2
 
 
 def check_files(records: list[dict], name: str) -> None:
-    """
+    """Check that the files of a data set exist.
+
+    Args:
+        records: The records of the data set.
+        name: The name of the data set, for the error message.
+
     Raises:
-        UserError: images or label maps that do not exist; names the first and their number.
+        UserError: Images or label maps do not exist; the message names the first one and their number.
     """
     missing = [r[key] for r in records for key in ("file_name", "pan_seg_file_name") if not os.path.isfile(r[key])]
     if missing:
@@ -40,30 +45,38 @@ def check_files(records: list[dict], name: str) -> None:
 
 
 def largest_batch(cfg: CfgNode, records: list[dict]) -> list[dict]:
-    """The training dicts of one process's forward pass that need most memory: largest scale, largest images, most
-    segments."""
+    """Return the batch of one forward pass that needs the most memory.
+
+    It consists of the largest images, of those the ones with the most segments, at the largest scale of
+    INPUT.MIN_SIZE_TRAIN.
+
+    Args:
+        cfg: The configuration.
+        records: The records of the training sets.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.INPUT.MIN_SIZE_TRAIN = (max(cfg.INPUT.MIN_SIZE_TRAIN),)
     mapper = SeamlessMapper(cfg, True)
 
-    def load(record: dict) -> tuple[int, int]:
+    def cost(record: dict) -> tuple[int, int]:
         scale = cfg.INPUT.MIN_SIZE_TRAIN[0] / min(record["height"], record["width"])
         scale = min(scale, cfg.INPUT.MAX_SIZE_TRAIN / max(record["height"], record["width"]))
         return round(record["height"] * scale) * round(record["width"] * scale), len(record["segments_info"])
 
-    chosen = sorted(records, key=load, reverse=True)[: micro_batch_size(cfg)]
+    chosen = sorted(records, key=cost, reverse=True)[: micro_batch_size(cfg)]
     return [mapper(record) for record, _ in zip(itertools.cycle(chosen), range(micro_batch_size(cfg)), strict=False)]
 
 
 def _peak_memory(device: torch.device) -> float:
+    """Return the largest memory that this process has used, in gigabytes (10^9 bytes)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def _room(device: torch.device) -> float | None:
-    """Gigabytes (10^9) of the GPU, or of main memory where the system says."""
+def _total_memory(device: torch.device) -> float | None:
+    """Return the memory of the GPU, or the main memory, in gigabytes (10^9 bytes); None if it is not known."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 1e9
     try:
@@ -73,16 +86,21 @@ def _room(device: torch.device) -> float | None:
 
 
 def dry_run(cfg: CfgNode) -> dict[str, Any]:
-    """Check data and weights, take a few steps on the largest batch, and print what the training will need.
+    """Check data and weights, take a few steps on the largest batch, and print what the training needs.
 
-    Nothing is written. In several processes each does the same, without exchanging gradients.
+    Nothing is written. Each of several processes does the same, without exchanging gradients.
+
+    Args:
+        cfg: The checked configuration, see ``load_and_check``.
 
     Returns:
-        images, parameters, trainable, flops (of inference on the largest image), seconds_per_step, seconds (of the
-        whole training without evaluations), memory_gb (peak) and losses.
+        A dict with images (their number), parameters and trainable (numbers), flops (multiply-adds of inference on the
+        largest image), seconds_per_step, seconds (of the whole training without evaluations), memory_gb (at the peak)
+        and losses (by name).
 
     Raises:
-        UserError: whatever would stop the training: files, weights, memory, losses that are not finite.
+        UserError: Something would stop the training: missing files, wrong weights, too little memory, or losses that
+            are not finite.
     """
     cfg = SeamlessTrainer.auto_scale_workers(cfg, comm.get_world_size())
     show = print if comm.is_main_process() else lambda *_: None
@@ -112,11 +130,11 @@ def dry_run(cfg: CfgNode) -> dict[str, Any]:
         f"{report['flops'] / 1e9:.1f} G multiply-adds for one image of that size"
     )
     report.update(_take_steps(cfg, model, batch))
-    room = _room(next(model.parameters()).device)
+    total_memory = _total_memory(next(model.parameters()).device)
     show(
         f"memory     {report['memory_gb']:.2f} GB at the peak"
-        + (f" of {room:.1f} GB" if room else "")
-        # A loader process shares most of its pages with this one; its batches it does not.
+        + (f" of {total_memory:.1f} GB" if total_memory else "")
+        # A loader process shares most of its pages with this one, but not its batches.
         + f"; loading adds {cfg.DATALOADER.NUM_WORKERS} processes"
     )
     show("losses     " + ", ".join(f"{k[5:]} {v:.3g}" for k, v in report["losses"].items()))
@@ -131,7 +149,12 @@ def dry_run(cfg: CfgNode) -> dict[str, Any]:
 
 
 def count_flops(model: torch.nn.Module, example: dict) -> float:
-    """Multiply-adds of inference on one image, as fvcore counts them; the model stays in its mode."""
+    """Return the number of multiply-adds of inference on one image, as fvcore counts them.
+
+    Args:
+        model: The model; its training mode is restored.
+        example: A training or test dict with "image".
+    """
     training = model.training
     model.eval()
     try:
@@ -143,9 +166,9 @@ def count_flops(model: torch.nn.Module, example: dict) -> float:
 
 
 def _take_steps(cfg: CfgNode, model: torch.nn.Module, batch: list[dict]) -> dict[str, Any]:
-    """Real steps, optimiser included, on copies of one batch."""
+    """Take real steps, optimizer included, on copies of one batch; return their time, memory and losses."""
     optimizer = build_optimizer(cfg, model)
-    build_lr_scheduler(cfg, optimizer)  # its settings may be wrong too
+    build_lr_scheduler(cfg, optimizer)  # raises if its settings are wrong
     step = TrainingStep.from_config(cfg, model, itertools.repeat(batch), optimizer)
     if step.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

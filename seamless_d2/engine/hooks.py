@@ -1,4 +1,4 @@
-"""Checkpoints and evaluations of a training that may be killed at any time."""
+"""Hooks for checkpoints and evaluations of a training that may be killed at any time."""
 
 import json
 import logging
@@ -19,18 +19,19 @@ EVALUATIONS = "evaluations.json"
 
 
 class CheckpointHook(HookBase):
-    """Writes model_<iteration> every ``period`` steps, before each evaluation and on a stop; model_final at the end.
+    """Writes the checkpoints model_<iteration> and, at the end, model_final.
 
-    Runs on all processes: each adds its random state, the main one writes.
+    A checkpoint is written every ``period`` steps, before each evaluation and if a signal stops the training. The hook
+    runs in all processes: each contributes its random state, and the main process writes.
     """
 
     def __init__(self, checkpointer: SeamlessCheckpointer, period: int, eval_period: int, keep: int) -> None:
         """
         Args:
-            checkpointer: writes atomically.
-            period: steps between two checkpoints.
-            eval_period: steps between two evaluations, 0 for none.
-            keep: numbered checkpoints to keep, 0 for all.
+            checkpointer: Writes the checkpoints.
+            period: The number of steps between two checkpoints.
+            eval_period: The number of steps between two evaluations; 0 for none before the end.
+            keep: The number of numbered checkpoints to keep; 0 keeps all.
         """
         self.checkpointer = checkpointer
         self.period = period
@@ -50,10 +51,10 @@ class CheckpointHook(HookBase):
 
 
 class EvaluationHook(HookBase):
-    """Evaluates every ``period`` steps and at the end; keeps the best weights and a history that survives a kill.
+    """Evaluates every ``period`` steps and at the end, and writes model_best and the history of all evaluations.
 
-    The history, OUTPUT_DIR/evaluations.json, is {number of steps: flat results}. An evaluation in which the process was
-    killed is done again when the training goes on.
+    The history, OUTPUT_DIR/evaluations.json, is {number of steps: flat results}. If the process is killed during an
+    evaluation, the evaluation is repeated when the training resumes.
     """
 
     def __init__(
@@ -61,9 +62,9 @@ class EvaluationHook(HookBase):
     ) -> None:
         """
         Args:
-            checkpointer: writes model_best.
-            period: steps between two evaluations, 0 for one at the end.
-            evaluate: returns nested results on the main process.
+            checkpointer: Writes model_best.
+            period: The number of steps between two evaluations; 0 evaluates only at the end.
+            evaluate: Returns the nested results in the main process.
         """
         self.checkpointer = checkpointer
         self.period = period
@@ -80,7 +81,7 @@ class EvaluationHook(HookBase):
             self.history = {k: v for k, v in read_evaluations(self._file).items() if k <= start}
         known = start in comm.all_gather(list(self.history))[0]
         if start >= end or (0 < start and self.period > 0 and start % self.period == 0 and not known):
-            logging.getLogger(__name__).info(f"evaluation after {start} steps, which were taken before")
+            logging.getLogger(__name__).info(f"evaluation after {start} steps, which an earlier run has taken")
             self._evaluate(start)
 
     def after_step(self) -> None:
@@ -101,13 +102,13 @@ class EvaluationHook(HookBase):
                 self.checkpointer.save("model_best", iteration=done - 1)
                 logging.getLogger(__name__).info(f"best {BEST_METRIC} so far: {best:.3f}, in model_best.pth")
             self.history[done] = flat
-            # Last, so that a kill before this line does the evaluation again.
+            # This comes last, so that the evaluation is repeated if the process is killed before.
             write_json(self._file, self.history)
         comm.synchronize()
 
 
 def read_evaluations(file: Path) -> dict[int, dict[str, float]]:
-    """The history that ``EvaluationHook`` writes; empty where there is none."""
+    """Read the history that ``EvaluationHook`` writes: {number of steps: flat results}, empty if there is none."""
     try:
         return {int(k): v for k, v in json.loads(file.read_text()).items()}
     except (FileNotFoundError, ValueError):
@@ -115,7 +116,7 @@ def read_evaluations(file: Path) -> dict[int, dict[str, float]]:
 
 
 class RestartingPreciseBN(hooks.PreciseBN):
-    """Detectron2's PreciseBN, each time with the first batches of its loader, so that it can be repeated."""
+    """Detectron2's ``PreciseBN`` that always uses the first batches of its loader, so that it can be repeated."""
 
     def update_stats(self) -> None:
         self._data_loader.load_state_dict({**self._data_loader.state_dict(), "images": 0})
@@ -125,7 +126,13 @@ class RestartingPreciseBN(hooks.PreciseBN):
 
 
 def trim_metrics(file: Path, start: int) -> None:
-    """Drop what a killed run wrote after its checkpoint: lines of ``start`` and later, and half a line."""
+    """Remove the lines of metrics.json that a killed run wrote after its last checkpoint.
+
+    Args:
+        file: The path of metrics.json.
+        start: The iteration at which the training resumes. Lines of this and later iterations are removed, and so are
+            incomplete ones.
+    """
     if not file.is_file():
         return
     kept = []
@@ -140,6 +147,6 @@ def trim_metrics(file: Path, start: int) -> None:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Delete temporary files that a killed run of this folder left behind in the middle of writing."""
+    """Delete the temporary files that a killed run has left in its OUTPUT_DIR ``folder``."""
     for leftover in Path(folder).glob(".*.tmp"):
         leftover.unlink(missing_ok=True)

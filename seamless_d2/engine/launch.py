@@ -1,4 +1,4 @@
-"""Starting one process or many: by torchrun, by Detectron2's --num-gpus and --num-machines, or just this one."""
+"""Start of one or several processes: by torchrun, or by Detectron2's --num-gpus and --num-machines."""
 
 import argparse
 import contextlib
@@ -26,14 +26,15 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     """Run ``main(args)`` in every process of the training.
 
     Args:
-        main: a function of a module (processes are started by name).
-        args: of ``detectron2.engine.default_argument_parser``: num_gpus, num_machines, machine_rank, dist_url.
+        main: A function at the top level of a module, so that other processes can import it.
+        args: The arguments of ``detectron2.engine.default_argument_parser``; num_gpus, num_machines, machine_rank and
+            dist_url are used.
 
     Returns:
-        What ``main`` returns, or None where it ran in other processes.
+        The result of ``main``, or None if it ran in other processes.
 
     Raises:
-        UserError: more processes than GPUs.
+        UserError: There are more processes than GPUs, or a process was killed.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):
         return _under_torchrun(main, args)
@@ -49,7 +50,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
                 _one_process, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args), TIMEOUT
             )
         except torch.multiprocessing.ProcessExitedException as error:
-            if error.exit_code == 1:  # its sentence is on the screen already
+            if error.exit_code == 1:  # it has printed its error already
                 sys.exit(1)
             raise UserError(
                 f"process {error.error_index} of the training was ended ({error}); most often memory ran out, see "
@@ -60,12 +61,12 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
 
 def _one_process(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     try:
-        with _lost_processes_told():
+        with _report_lost_processes():
             main(args)
     except UserError as error:
-        _let_main_process_tell()
+        _wait_for_main_process()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        # Not sys.exit: others may wait for this process, and it for them.
+        # sys.exit would wait for other processes, which may wait for this one.
         os._exit(1)
     finally:
         if dist.is_initialized():
@@ -73,10 +74,11 @@ def _one_process(main: Callable[[argparse.Namespace], Any], args: argparse.Names
 
 
 @contextlib.contextmanager
-def _lost_processes_told() -> Iterator[None]:
-    """
+def _report_lost_processes() -> Iterator[None]:
+    """Turn the errors that follow the end of another process into a ``UserError``.
+
     Raises:
-        UserError: another process is gone, which shows as a broken connection in the middle of an exchange.
+        UserError: A connection broke during an exchange because another process ended.
     """
     try:
         yield
@@ -85,44 +87,45 @@ def _lost_processes_told() -> Iterator[None]:
         if not isinstance(error, dist.DistBackendError) and not any(words in str(error) for words in broken):
             raise
         raise UserError(
-            f"another process of the training ended, see its message ({str(error).splitlines()[0][:120]}); go on with "
-            "--resume"
+            f"another process of the training ended, see its message ({str(error).splitlines()[0][:120]}); resume "
+            "with --resume"
         ) from None
 
 
-def _let_main_process_tell() -> None:
-    """Most mistakes are found by all processes: the others are ended before they repeat the main one's sentence."""
+def _wait_for_main_process() -> None:
+    """Give the main process the time to report an error and end the others, which mostly have found the same one."""
     if not comm.is_main_process():
         time.sleep(3)
 
 
 def _forward_to_children(name: str) -> None:
+    """Send the signal ``name`` to all child processes."""
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.Signals[name])
 
 
 def _under_torchrun(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
-    """torchrun has started one process per GPU and says in the environment which one this is."""
+    """Run ``main(args)`` in one of the processes that torchrun has started, as its environment variables say."""
     gpu = torch.cuda.is_available()
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if gpu:
         if local_rank >= torch.cuda.device_count():
             raise UserError(f"torchrun started {local_size} processes, but there are {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(local_rank)
-    # torchrun starts all anew after a failure; those go on from the last checkpoint.
+    # After a failure torchrun starts all processes again; they resume from the last checkpoint.
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     args.resume = args.resume or restarts > 0
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    # torchrun's store outlives a restart: without a prefix gloo would call the processes that are gone.
+    # torchrun's store outlives a restart: without a prefix gloo would connect to processes that have ended.
     store = dist.PrefixStore(f"start_{restarts}", store)
     dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     comm.create_local_process_group(local_size)
     comm.synchronize()
     try:
-        with _lost_processes_told():
+        with _report_lost_processes():
             return main(args)
     except UserError:
-        _let_main_process_tell()
+        _wait_for_main_process()
         raise
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The body of ``tools/train_net.py``: train, evaluate, or dry-run."""
+"""The entry points of ``tools/train_net.py``: training, evaluation and the dry run."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Training curves as an image."""
+"""The curves of a training as an image."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..io import atomic_write
 from .hooks import EVALUATIONS, read_evaluations
 
-# Shown where they exist: (key of evaluations.json, label).
+# The metrics that are drawn if they exist: (key of evaluations.json, label).
 _QUALITIES = (
     ("panoptic_seg/PQ", "PQ"),
     ("panoptic_seg/PQ_th", "PQ things"),
@@ -20,10 +20,10 @@ _QUALITIES = (
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.json in the order of their iterations; of several for one iteration, the last counts.
+    """Read the lines of metrics.json in the order of their iterations; lines of one iteration are merged.
 
     Raises:
-        UserError: missing, or without any training line.
+        UserError: The file is missing or has no line of a training.
     """
     if not file.is_file():
         raise UserError(f"{file} does not exist; give the OUTPUT_DIR of a training")
@@ -33,7 +33,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
             lines.setdefault(int(entry["iteration"]), {}).update(entry)
         except (ValueError, KeyError, TypeError):
-            continue  # half a line of a run that was killed
+            continue  # an incomplete line of a run that was killed
     if not any("total_loss" in entry for entry in lines.values()):
         raise UserError(f"{file} holds no line of a training yet; wait until SOLVER.LOG_PERIOD steps are done")
     return [lines[k] for k in sorted(lines)]
@@ -43,16 +43,16 @@ def plot_metrics(folder: str | Path, output: str | Path | None = None) -> Path:
     """Draw losses, quality, learning rate, speed and memory of a training.
 
     Args:
-        folder: its OUTPUT_DIR, with metrics.json and (after an evaluation) evaluations.json.
-        output: png, pdf or svg; default curves.png in the folder.
+        folder: The OUTPUT_DIR of the training, with metrics.json and (after an evaluation) evaluations.json.
+        output: The .png, .pdf or .svg file to write; default curves.png in the folder.
 
     Returns:
-        The file written.
+        The path of the written file.
 
     Raises:
-        UserError: nothing to draw, or an unknown suffix.
+        UserError: There is nothing to draw, or the suffix is unknown.
     """
-    # Without pyplot, which would take a display where there is one.
+    # pyplot would open a display if there is one.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Images of predictions beside the ground truth, for TensorBoard."""
+"""Drawings of predictions beside the ground truth, for TensorBoard."""
 
 import cv2
 import numpy as np
@@ -13,12 +13,12 @@ from ..io import read_id_map, read_image
 from ..structures.classes import Classes
 from ..visualization import draw_overlay
 
-# Longer side of an image in the image, pixels.
-_LONGEST = 640
+# The longer side of a panel in pixels.
+_MAX_SIDE = 640
 
 
-def _true_segments(record: dict) -> tuple[np.ndarray, list[dict]]:
-    """The record's label map with ids 1..K, void 0, and its segments in the form of the model's."""
+def _read_panoptic_seg(record: dict) -> tuple[np.ndarray, list[dict]]:
+    """Return the ground truth of a record in the form of the model's "panoptic_seg"; ids are 1..K, 0 = void."""
     ids = read_id_map(record["pan_seg_file_name"])
     panoptic, segments = np.zeros(ids.shape, np.int32), []
     for number, segment in enumerate(record["segments_info"], 1):
@@ -29,15 +29,15 @@ def _true_segments(record: dict) -> tuple[np.ndarray, list[dict]]:
 
 
 def draw_predictions(cfg: CfgNode, model: nn.Module) -> list[tuple[str, np.ndarray]]:
-    """The first TEST.NUM_VISUALIZED_IMAGES images of the first data set in DATASETS.TEST.
+    """Draw the first TEST.NUM_VISUALIZED_IMAGES images of the first data set in DATASETS.TEST.
 
     Args:
-        cfg: configuration of the model.
-        model: its mode is kept.
+        cfg: The configuration of the model.
+        model: The model; its training mode is restored.
 
     Returns:
-        (image id, (H, 3 W, 3) uint8 RGB: image, ground truth, prediction) each; nothing where the model computes no panoptic
-        map.
+        A pair for each image: its id, and an (H, 3 W, 3) uint8 RGB drawing with the image, its ground truth and its
+        prediction side by side. The list is empty if the model computes no panoptic map.
     """
     if "panoptic_seg" not in cfg.MODEL.SEAMLESS.OUTPUTS or cfg.TEST.NUM_VISUALIZED_IMAGES < 1:
         return []
@@ -46,11 +46,11 @@ def draw_predictions(cfg: CfgNode, model: nn.Module) -> list[tuple[str, np.ndarr
     for record in DatasetCatalog.get(name)[: cfg.TEST.NUM_VISUALIZED_IMAGES]:
         with inference_context(model), torch.no_grad():
             predicted, predicted_segments = model([mapper(record)])[0]["panoptic_seg"]
-        scale = min(1.0, _LONGEST / max(record["height"], record["width"]))
+        scale = min(1.0, _MAX_SIDE / max(record["height"], record["width"]))
         size = (round(record["width"] * scale), round(record["height"] * scale))
         image = cv2.resize(read_image(record["file_name"]), size, interpolation=cv2.INTER_AREA)
         panels = []
-        for panoptic, segments in (_true_segments(record), (predicted.cpu().numpy(), predicted_segments)):
+        for panoptic, segments in (_read_panoptic_seg(record), (predicted.cpu().numpy(), predicted_segments)):
             panoptic = cv2.resize(panoptic.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
             panels.append(draw_overlay(image, panoptic, segments, classes))
         # draw_overlay enlarges small images.

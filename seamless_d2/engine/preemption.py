@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 (what Slurm, torchrun and clouds send before they take a machine away)."""
+"""Handling of SIGTERM and SIGUSR1, which Slurm, torchrun and clouds send before they take a machine away."""
 
 import contextlib
 import signal
@@ -10,14 +10,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(BaseException):
-    """Leaves the training loop where the state is safe already; no error, hence no ``Exception``."""
+    """Leaves the training loop after a signal, when a checkpoint exists; it is no error, hence no ``Exception``."""
 
 
 @contextlib.contextmanager
 def on_preemption(react: Callable[[str], None]) -> Iterator[None]:
-    """Within the block, call ``react`` with the signal's name instead of ending the process.
+    """Within the block, call ``react`` with the name of the signal instead of ending the process.
 
-    Does nothing outside the main thread, where Python cannot set handlers.
+    The context manager does nothing outside the main thread, where Python cannot set handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -31,5 +31,5 @@ def on_preemption(react: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         for number, old in before.items():
-            # None stands for a handler that was not set from Python.
+            # None is a handler that was not set from Python.
             signal.signal(number, signal.SIG_DFL if old is None else old)

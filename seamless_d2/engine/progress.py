@@ -1,4 +1,4 @@
-"""What a training tells while it runs: a line per interval, TensorBoard, metrics.json, Weights & Biases."""
+"""The event writers of a training: progress lines, metrics.json, TensorBoard and Weights & Biases."""
 
 import datetime
 import logging
@@ -17,14 +17,14 @@ from ..errors import UserError
 
 
 def memory_in_use() -> float:
-    """Gigabytes (10^9) that this process holds: of GPU memory at its peak where it uses a GPU, else resident memory."""
+    """Return the memory of this process in gigabytes (10^9 bytes): the peak of its GPU memory, else the main memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
     return resident_memory()
 
 
 def resident_memory() -> float:
-    """Gigabytes (10^9) of main memory that this process holds now (its peak where the system has no /proc)."""
+    """Return the main memory of this process in gigabytes (10^9 bytes), or its peak on systems without /proc."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
@@ -34,13 +34,13 @@ def resident_memory() -> float:
 
 
 class ProgressPrinter(EventWriter):
-    """One line: iteration, time left, losses (medians), learning rate, images per second, memory."""
+    """Logs a line per interval: step, time left, losses (medians), learning rate, images per second and memory."""
 
     def __init__(self, max_iter: int, period: int) -> None:
         """
         Args:
-            max_iter: steps of the whole training.
-            period: steps between two lines.
+            max_iter: The number of steps of the whole training.
+            period: The number of steps between two lines.
         """
         self.max_iter = max_iter
         self.period = period
@@ -50,7 +50,7 @@ class ProgressPrinter(EventWriter):
     def write(self) -> None:
         storage = get_event_storage()
         done = storage.iter + 1
-        # The writers are called once more when all is done.
+        # The writers are called once more after the last step.
         if storage.iter >= self.max_iter or (self._last is not None and self._last[0] == done):
             return
         scalars = storage.latest()
@@ -79,7 +79,7 @@ class ProgressPrinter(EventWriter):
         self.logger.info("  ".join(parts))
 
     def _seconds_per_step(self, storage: EventStorage, done: int, now: float) -> float | None:
-        """Median of the recent steps; the time since the last line would count evaluations in."""
+        """Return the median time of the recent steps; the time since the last line would include evaluations."""
         if "time" in storage.latest():
             return storage.history("time").median(max(self.period, 100))
         if self._last is not None and done > self._last[0]:
@@ -88,12 +88,15 @@ class ProgressPrinter(EventWriter):
 
 
 class WandbWriter(EventWriter):
-    """All new scalars to Weights & Biases."""
+    """Sends all new scalars to Weights & Biases."""
 
     def __init__(self, cfg: CfgNode) -> None:
         """
+        Args:
+            cfg: The configuration; OUTPUT_DIR and WANDB.PROJECT are used, and all of it is recorded.
+
         Raises:
-            UserError: wandb is not installed.
+            UserError: The package wandb is not installed.
         """
         try:
             import wandb
@@ -101,7 +104,7 @@ class WandbWriter(EventWriter):
             raise UserError(
                 "WANDB.ENABLED needs the package wandb; pip install seamless_d2[wandb], or set WANDB.ENABLED False"
             ) from None
-        # The folder's name as id: a training that goes on stays one run.
+        # The id is made of the folder's name, so that a resumed training stays one run.
         run_id = "".join(c if c.isalnum() else "-" for c in str(Path(cfg.OUTPUT_DIR).resolve()))[-64:]
         self._run = wandb.init(
             project=cfg.WANDB.PROJECT,
@@ -109,7 +112,7 @@ class WandbWriter(EventWriter):
             name=Path(cfg.OUTPUT_DIR).name,
             resume="allow",
             dir=cfg.OUTPUT_DIR,
-            config=_plain(cfg),
+            config=_to_dicts(cfg),
         )
         self._last_write = -1
 
@@ -126,23 +129,24 @@ class WandbWriter(EventWriter):
         self._run.finish()
 
 
-def _plain(node: Any) -> Any:
-    return {k: _plain(v) for k, v in node.items()} if isinstance(node, dict) else node
+def _to_dicts(node: Any) -> Any:
+    return {k: _to_dicts(v) for k, v in node.items()} if isinstance(node, dict) else node
 
 
 def build_writers(cfg: CfgNode, start_iter: int) -> list[EventWriter]:
-    """Progress lines, metrics.json, TensorBoard and, by WANDB.ENABLED, Weights & Biases.
+    """Build the writers of progress lines, metrics.json, TensorBoard events and, by WANDB.ENABLED, Weights & Biases.
 
     Args:
-        cfg: configuration; reads OUTPUT_DIR, SOLVER.MAX_ITER, SOLVER.LOG_PERIOD and WANDB.
-        start_iter: TensorBoard forgets what a killed run wrote from this iteration on.
+        cfg: The configuration; OUTPUT_DIR, SOLVER.MAX_ITER, SOLVER.LOG_PERIOD and WANDB are used.
+        start_iter: The iteration at which the training starts. TensorBoard drops the events that a killed run wrote for
+            this and later iterations.
 
     Raises:
-        UserError: wandb is wanted and missing.
+        UserError: WANDB.ENABLED is set and the package wandb is not installed.
     """
     wandb = [WandbWriter(cfg)] if cfg.WANDB.ENABLED else []
     return [
-        # Comes first: the others write what it measures.
+        # This writer comes first, because the others write what it measures.
         ProgressPrinter(cfg.SOLVER.MAX_ITER, cfg.SOLVER.LOG_PERIOD),
         JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
         TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=start_iter),

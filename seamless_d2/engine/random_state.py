@@ -1,4 +1,4 @@
-"""The random states of a process as plain tensors and numbers, which a checkpoint can hold safely."""
+"""The states of a process's random generators as tensors and numbers, which a checkpoint can hold safely."""
 
 import random
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 
 def get_random_state() -> dict[str, Any]:
-    """States of PyTorch (CPU and the current GPU), numpy and Python."""
+    """Return the states of the generators of PyTorch (CPU and the current GPU), numpy and Python."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     state = {
@@ -22,7 +22,7 @@ def get_random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Undo whatever was drawn since ``get_random_state``."""
+    """Restore the states that ``get_random_state`` has returned."""
     torch.set_rng_state(state["torch"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

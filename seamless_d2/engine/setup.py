@@ -1,4 +1,4 @@
-"""From command-line arguments to a checked configuration."""
+"""Setup of a training or evaluation: from command-line arguments to a checked configuration."""
 
 import argparse
 import os
@@ -18,10 +18,14 @@ from ..structures.classes import Classes
 
 
 def adopt_classes(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> None:
-    """Check that the data sets agree with the model and with each other, and write their classes into ``cfg``.
+    """Check that the data sets fit the model and each other, and write their classes into ``cfg`` in place.
+
+    Args:
+        cfg: The configuration of the model.
+        names: The names of registered data sets.
 
     Raises:
-        UserError: different class counts or names.
+        UserError: The numbers or names of the classes differ.
     """
     first = None
     for name in names:
@@ -35,22 +39,19 @@ def adopt_classes(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> None:
 
 
 def resolve_epochs(cfg: CfgNode) -> None:
-    """Turn SOLVER.EPOCHS into SOLVER.MAX_ITER by the size of the training sets."""
+    """Set SOLVER.MAX_ITER by SOLVER.EPOCHS and the size of the training sets, if SOLVER.EPOCHS is above 0."""
     if cfg.SOLVER.EPOCHS > 0:
         cfg.SOLVER.MAX_ITER = round(cfg.SOLVER.EPOCHS * iterations_per_epoch(cfg))
 
 
 def iterations_per_epoch(cfg: CfgNode) -> int:
-    """Whole batches in one pass over the training sets, at least one."""
+    """Return the number of whole batches in one pass over the training sets, at least 1."""
     images = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
     return max(images // cfg.SOLVER.IMS_PER_BATCH, 1)
 
 
 def check_device(cfg: CfgNode) -> None:
-    """
-    Raises:
-        UserError: MODEL.DEVICE is a GPU and there is none.
-    """
+    """Raise ``UserError`` if MODEL.DEVICE is a GPU and there is none."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but PyTorch finds no GPU; add MODEL.DEVICE cpu to the command"
@@ -58,13 +59,16 @@ def check_device(cfg: CfgNode) -> None:
 
 
 def load_and_check(args: argparse.Namespace) -> CfgNode:
-    """Load the config, register its data sets and check both; nothing is written.
+    """Load a config, register its data sets and check both; nothing is written.
 
     Args:
-        args: of ``detectron2.engine.default_argument_parser``: config_file, eval_only, resume, opts.
+        args: The arguments of ``detectron2.engine.default_argument_parser``; config_file, eval_only and opts are used.
+
+    Returns:
+        The frozen configuration.
 
     Raises:
-        UserError: whatever is wrong with config or data.
+        UserError: The config or the data are wrong.
     """
     if not args.config_file:
         raise UserError("no config given; use --config-file configs/....yaml")
@@ -83,16 +87,16 @@ def load_and_check(args: argparse.Namespace) -> CfgNode:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """``load_and_check``, then create OUTPUT_DIR with config.yaml and log.txt, and seed the random numbers.
+    """Call ``load_and_check``, create OUTPUT_DIR with config.yaml and log.txt, and seed the random generators.
 
     Raises:
-        UserError: whatever is wrong with config or data.
+        UserError: The config or the data are wrong.
     """
     cfg = load_and_check(args)
     detectron2.engine.default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="seamless_d2", abbrev_name="seamless")
     if comm.is_main_process():
-        # default_setup writes the file in place; a reader must never see half of it.
+        # default_setup writes the file in place, so that a reader could see half of it.
         with atomic_write(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
             file.write(cfg.dump())
     return cfg

@@ -1,6 +1,7 @@
-"""The original's optimiser groups and learning-rate schedules."""
+"""The optimizer, with the original's groups of parameters, and the learning-rate schedules."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -11,12 +12,18 @@ from torch import nn
 
 from ..errors import UserError
 
+#: The schedules of the original, beside those of Detectron2.
 SCHEDULES = ("Poly", "Linear", "Step", "MultiStep")
+#: By the name in SOLVER.OPTIMIZER: the class, and the function that takes its own options from the SOLVER keys.
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], Callable[[CfgNode], dict[str, Any]]]] = {
+    "SGD": (torch.optim.SGD, lambda solver: {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
+    "AdamW": (torch.optim.AdamW, lambda solver: {}),
+}
 _NORM_CLASSES = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
 
 
 def norm_parameter_names(model: nn.Module) -> set[str]:
-    """Names of the parameters, weights and biases, that belong to normalisation layers."""
+    """Return the names of the parameters (weights and biases) of normalization layers."""
     return {
         f"{prefix}.{name}"
         for prefix, module in model.named_modules()
@@ -26,14 +33,23 @@ def norm_parameter_names(model: nn.Module) -> set[str]:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum; weights and biases of norm layers have their own weight decay and learning-rate factor.
+    """Build the optimizer that SOLVER.OPTIMIZER names, with gradient clipping as SOLVER.CLIP_GRADIENTS says.
 
-    (Detectron2's grouping gives biases of norm layers the decay of other biases; the original does not.)
+    Weights and biases of normalization layers have their own weight decay and learning-rate factor. (Detectron2's
+    grouping gives biases of normalization layers the decay of other biases; the original does not.)
+
+    Args:
+        cfg: The configuration.
+        model: The model; parameters that need no gradient are left out.
 
     Raises:
-        UserError: every parameter is frozen.
+        UserError: SOLVER.OPTIMIZER is unknown, or every parameter is frozen.
     """
     solver = cfg.SOLVER
+    optimizers = {name.lower(): name for name in OPTIMIZERS}
+    if solver.OPTIMIZER.lower() not in optimizers:
+        raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use {' or '.join(OPTIMIZERS)}")
+    optimizer_class, options = OPTIMIZERS[optimizers[solver.OPTIMIZER.lower()]]
     norms = norm_parameter_names(model)
     bias_decay = solver.WEIGHT_DECAY if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -49,19 +65,25 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         groups.setdefault(settings, []).append(parameter)
     if not groups:
         raise UserError("every parameter is frozen, nothing can be trained; lower MODEL.BACKBONE.FREEZE_AT")
-    sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
     params = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
-    return sgd(
-        params, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=solver.FUSED_OPTIMIZER
-    )
+    optimizer_class = maybe_add_gradient_clipping(cfg, optimizer_class)
+    return optimizer_class(params, lr=solver.BASE_LR, fused=solver.FUSED_OPTIMIZER, **options(solver))
 
 
 def lr_factor(cfg: CfgNode, iterations_per_epoch: int = 1) -> Callable[[int], float]:
-    """The factor on BASE_LR as a function of Detectron2's iteration, which is 0 at the first batch.
+    """Return the factor on BASE_LR as a function of Detectron2's iteration, which is 0 at the first batch.
 
-    The formulas count from 1 (the original counts up before it steps its schedule):
-    warm-up start + it (1 - start) / steps while it <= steps, then poly (1 - it / count)^power, linear, step
-    gamma^(it // step_size), or multistep gamma^(milestones <= it).
+    The formulas count from 1, because the original increments its counter before it steps its schedule. While
+    it <= WARMUP_ITERS, the factor is start + it (1 - start) / WARMUP_ITERS with start = WARMUP_FACTOR. Then it is
+
+    - "Poly": (1 - it / count)^POLY_LR_POWER, where count is the length of the training;
+    - "Linear": between the two values of LINEAR_RANGE;
+    - "Step": GAMMA^(it // STEP_SIZE);
+    - "MultiStep": GAMMA to the number of STEPS that are at most it.
+
+    Args:
+        cfg: The configuration; its SOLVER keys are used.
+        iterations_per_epoch: The number of iterations that count as one if SOLVER.SCHEDULE_BY is "epoch".
     """
     solver = cfg.SOLVER
     name = solver.LR_SCHEDULER_NAME
@@ -87,7 +109,13 @@ def lr_factor(cfg: CfgNode, iterations_per_epoch: int = 1) -> Callable[[int], fl
 def build_lr_scheduler(
     cfg: CfgNode, optimizer: torch.optim.Optimizer, iterations_per_epoch: int = 1
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """One of ``SCHEDULES``, or any of Detectron2's."""
+    """Build the learning-rate schedule that SOLVER.LR_SCHEDULER_NAME names: one of ``SCHEDULES``, or of Detectron2's.
+
+    Args:
+        cfg: The configuration; its SOLVER keys are used.
+        optimizer: The optimizer whose learning rates change.
+        iterations_per_epoch: The number of iterations in one epoch, for SOLVER.SCHEDULE_BY "epoch".
+    """
     if cfg.SOLVER.LR_SCHEDULER_NAME not in SCHEDULES:
         return build_detectron2_scheduler(cfg, optimizer)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(cfg, iterations_per_epoch))

@@ -1,4 +1,4 @@
-"""One training step: accumulation, mixed precision, moving average, and what happens when numbers go wrong."""
+"""One training step: gradient accumulation, mixed precision, moving average, and steps that are not finite."""
 
 import contextlib
 import logging
@@ -19,31 +19,32 @@ from ..errors import UserError
 from .ema import WeightAverage
 from .random_state import get_random_state, set_random_state
 
+#: The types of SOLVER.AMP.DTYPE.
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Below this, halving the scale has not helped: the gradient itself is not finite.
-_LEAST_SCALE = 2.0**-14
+# A lower scale than this means that lowering it does not help: the gradient itself is not finite.
+_MIN_SCALE = 2.0**-14
 
 
 def wrap_for_processes(model: nn.Module) -> nn.Module:
-    """DistributedDataParallel where there are several processes, on GPUs (nccl) as on CPUs (gloo).
+    """Wrap ``model`` in ``DistributedDataParallel`` if there are several processes, on GPUs (nccl) or CPUs (gloo).
 
     Raises:
-        UserError: a model on the CPU and processes that talk through GPUs.
+        UserError: The model is on the CPU, but the processes communicate through GPUs.
     """
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
     if device.type == "cpu" and dist.get_backend() == "nccl":
         raise UserError('several processes on CPUs need CUDA_VISIBLE_DEVICES="" in the environment beside MODEL.DEVICE')
-    # DefaultTrainer names a device in any case, which DistributedDataParallel refuses on CPUs.
+    # DistributedDataParallel accepts no device ids on CPUs.
     device_ids = None if device.type == "cpu" else [torch.cuda.current_device()]
     return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
 
 class TrainingStep(SimpleTrainer):
-    """Detectron2's SimpleTrainer with a ``run_step`` of several forward passes in the precision of choice.
+    """Detectron2's ``SimpleTrainer`` whose step may have several forward passes, in a selectable precision.
 
-    All processes decide together: a loss that is not finite in one of them makes all of them skip or stop.
+    A loss or gradient that is not finite in one process makes all processes skip the step or stop.
     """
 
     def __init__(
@@ -60,29 +61,28 @@ class TrainingStep(SimpleTrainer):
     ) -> None:
         """
         Args:
-            model: returns a dict of losses.
-            data_loader: gives one micro-batch at a time.
-            optimizer: clips gradients by itself, if at all.
-            accumulate_steps: micro-batches per step; the step follows the mean of their losses.
-            precision: of autocast; float16 scales the loss. Default: no autocast.
-            ema_decay: see ``WeightAverage``; default none.
-            on_nonfinite: "stop" or "skip".
-            max_skipped: steps from which "skip" stops too.
+            model: The model; in training it returns a dict of losses.
+            data_loader: The loader, which returns one micro-batch at a time.
+            optimizer: The optimizer, which clips gradients itself if they are to be clipped.
+            accumulate_steps: The number of micro-batches per step; the step follows the mean of their losses.
+            precision: The type of autocast; float16 scales the loss. Default: no autocast.
+            ema_decay: The decay of the moving average, see ``WeightAverage``. Default: no moving average.
+            on_nonfinite: What happens if a loss or gradient is not finite: "stop", or "skip" the step.
+            max_skipped: The number of skipped steps above which "skip" stops, too.
         """
         super().__init__(model, data_loader, optimizer)
         self.bare_model = model.module if isinstance(model, DistributedDataParallel) else model
         self.device = next(self.bare_model.parameters()).device
         self.accumulate_steps = accumulate_steps
         self.precision = precision
-        # Gradients of float16 underflow without a scale; bfloat16 has the range of float32.
+        # Gradients in float16 underflow without a scale; bfloat16 has the range of float32.
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if precision == torch.float16 else None
         self.ema = None if ema_decay is None else WeightAverage(self.bare_model, ema_decay)
         self.on_nonfinite = on_nonfinite
         self.max_skipped = max_skipped
         self.skipped = 0
-        #: set by a signal; the processes agree on it once per step
-        self.stop_requested = False
-        #: what they agreed on
+        self._stop_requested = False
+        #: Whether the processes have agreed, at the end of the last step, that the training stops.
         self.stop_agreed = False
         self._rank_states: list[dict[str, Any]] | None = None
 
@@ -90,9 +90,10 @@ class TrainingStep(SimpleTrainer):
     def from_config(
         cls, cfg: CfgNode, model: nn.Module, data_loader: TrainLoader, optimizer: torch.optim.Optimizer
     ) -> "TrainingStep":
-        """
+        """Make the step that the SOLVER keys of a configuration describe.
+
         Raises:
-            UserError: an unknown precision or policy.
+            UserError: SOLVER.AMP.DTYPE or SOLVER.ON_NONFINITE is unknown.
         """
         solver = cfg.SOLVER
         if solver.AMP.DTYPE not in PRECISIONS:
@@ -110,12 +111,18 @@ class TrainingStep(SimpleTrainer):
             max_skipped=solver.MAX_SKIPPED_STEPS,
         )
 
+    def request_stop(self) -> None:
+        """Ask for the end of the training; the processes agree on it in the next step. Safe in a signal handler."""
+        self._stop_requested = True
+
     def run_step(self) -> None:
-        """
+        """Take one step and record its losses.
+
         Raises:
-            UserError: a loss or gradient is not finite (policy "stop", or "skip" too often), or a fault of the data.
+            UserError: A loss or gradient is not finite, and ``on_nonfinite`` is "stop" or too many steps were skipped;
+                or the data cannot be read.
         """
-        # A batch that is skipped must not leave its mark in the running statistics.
+        # A skipped step must not change the running statistics either.
         buffers = [b.clone() for b in self.bare_model.buffers()] if self.on_nonfinite == "skip" else None
         self.optimizer.zero_grad()
         data_time, files, losses = 0.0, [], []
@@ -129,11 +136,11 @@ class TrainingStep(SimpleTrainer):
         names = list(losses[0])
         values = torch.stack([torch.stack([loss[name] for name in names]) for loss in losses]).double().cpu()
         problem = self._find_problem(names, values, files)
-        means, some_problem, self.stop_agreed = self._agree(values.mean(dim=0), problem is not None)
+        means, some_problem, self.stop_agreed = self._reduce(values.mean(dim=0), problem is not None)
         if some_problem:
             self._skip(problem, buffers)
         else:
-            self._optimise()
+            self._update_weights()
             if comm.is_main_process():
                 losses = dict(zip(names, means.tolist(), strict=True))
                 images = sum(len(f) for f in files) * comm.get_world_size()
@@ -142,7 +149,11 @@ class TrainingStep(SimpleTrainer):
                 )
 
     def _backward(self, data: list[dict], last: bool) -> dict[str, Tensor]:
-        """Forwards and backwards of one micro-batch; gradients are exchanged with the last one."""
+        """Run the forward and backward pass of one micro-batch; the last one exchanges gradients between processes.
+
+        Returns:
+            The float32 losses by name.
+        """
         wait = isinstance(self.model, DistributedDataParallel) and not last
         with self.model.no_sync() if wait else contextlib.nullcontext():
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
@@ -152,7 +163,16 @@ class TrainingStep(SimpleTrainer):
         return {name: loss.detach().float() for name, loss in losses.items()}
 
     def _find_problem(self, names: list[str], values: Tensor, files: list[list[str]]) -> str | None:
-        """What is not finite in this process: the first loss with its images, else a parameter's gradient."""
+        """Return what is not finite in this process: the first loss, else the gradient of a parameter, with its images.
+
+        Args:
+            names: The n names of the losses.
+            values: (accumulate_steps, n) losses.
+            files: The file names of the images of each micro-batch.
+
+        Returns:
+            The beginning of a sentence, or None if everything is finite.
+        """
         bad = (~torch.isfinite(values)).nonzero()
         if len(bad):
             batch = int(bad[0, 0])
@@ -160,8 +180,8 @@ class TrainingStep(SimpleTrainer):
             return f"{names} not finite, images {', '.join(files[batch])}"
         everything = ", ".join(file for batch in files for file in batch)
         if self.grad_scaler is not None:
-            # It skips such steps itself and lowers the scale, until that does not help any more.
-            if self.grad_scaler.get_scale() >= _LEAST_SCALE:
+            # The scaler skips such steps itself and lowers the scale, until that does not help any more.
+            if self.grad_scaler.get_scale() >= _MIN_SCALE:
                 return None
             return f"gradients not finite whatever the scale, images {everything}"
         gradients = {n: p.grad for n, p in self.bare_model.named_parameters() if p.grad is not None}
@@ -171,11 +191,19 @@ class TrainingStep(SimpleTrainer):
         name = list(gradients)[int((~torch.isfinite(norms)).nonzero()[0, 0])]
         return f"gradient of {name} not finite, images {everything}"
 
-    def _agree(self, losses: Tensor, problem: bool) -> tuple[Tensor, bool, bool]:
-        """The mean losses, whether some process has a problem, and whether some process got a signal to stop."""
-        flags = torch.tensor([problem, self.stop_requested], dtype=torch.float64)
+    def _reduce(self, losses: Tensor, problem: bool) -> tuple[Tensor, bool, bool]:
+        """Combine what all processes report.
+
+        Args:
+            losses: (n,) losses of this process.
+            problem: Whether something is not finite in this process.
+
+        Returns:
+            The mean losses, whether any process has a problem, and whether any process shall stop.
+        """
+        flags = torch.tensor([problem, self._stop_requested], dtype=torch.float64)
         if comm.get_world_size() == 1:
-            return losses, problem, self.stop_requested
+            return losses, problem, self._stop_requested
         message = torch.cat([losses, flags]).to(self.device)
         messages = [torch.zeros_like(message) for _ in range(comm.get_world_size())]
         dist.all_gather(messages, message)
@@ -183,8 +211,9 @@ class TrainingStep(SimpleTrainer):
         return messages[:, :-2].mean(dim=0), bool(messages[:, -2].any()), bool(messages[:, -1].any())
 
     def _skip(self, problem: str | None, buffers: list[Tensor] | None) -> None:
+        """Leave out the step, or raise ``UserError`` as ``on_nonfinite`` says; see ``_find_problem``."""
         problems = [(rank, text) for rank, text in enumerate(comm.all_gather(problem)) if text is not None]
-        # One process's loss spoils the gradients of all: name the culprit alone.
+        # A loss that is not finite spoils the gradients of all processes: report only the process that has it.
         problems = [entry for entry in problems if "gradient" not in entry[1]] or problems[:1]
         where = "process {}: " if comm.get_world_size() > 1 else ""
         what = "; ".join(where.format(rank) + text for rank, text in problems)
@@ -207,21 +236,21 @@ class TrainingStep(SimpleTrainer):
             f"iteration {self.iter}: {what}; step skipped ({self.skipped} of at most {self.max_skipped})"
         )
 
-    def _optimise(self) -> None:
+    def _update_weights(self) -> None:
         if self.grad_scaler is None:
             self.optimizer.step()
         else:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         if self.ema is not None:
-            self.ema.update()
+            self.ema.update(self.bare_model)
 
     def gather_random_states(self) -> None:
-        """On all processes, before the main one writes a checkpoint: collect the random states of all."""
+        """Collect the random states of all processes; all call this before the main process writes a checkpoint."""
         self._rank_states = comm.gather(get_random_state())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights that the next steps depend on."""
+        """Return everything, except the weights, that the next steps depend on."""
         state = super().state_dict()
         state.update(data=self.data_loader.state_dict(), skipped=self.skipped, random=self._rank_states or [])
         if self.grad_scaler is not None:
@@ -231,19 +260,21 @@ class TrainingStep(SimpleTrainer):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Checkpoints without some of the states (of Detectron2, of another config, of another number of processes)
-        are taken as far as they go; the log says what is missing.
+        """Restore what ``state_dict`` has returned.
+
+        A checkpoint may lack some of the states if it was written by Detectron2, with another config or by another
+        number of processes. The others are restored, and the log says what is missing.
 
         Raises:
-            UserError: the optimiser's groups of parameters are others.
+            UserError: The groups of parameters of the optimizer differ.
         """
         logger = logging.getLogger(__name__)
         try:
             super().load_state_dict(state)
         except ValueError as error:
             raise UserError(
-                f"the checkpoint's optimiser does not fit this config ({error}); go on with the config it was trained "
-                "with, or start anew in another OUTPUT_DIR with MODEL.WEIGHTS"
+                f"the checkpoint's optimizer does not fit this config ({error}); resume with the config it was trained "
+                "with, or start a new training in another OUTPUT_DIR with MODEL.WEIGHTS"
             ) from None
         self.skipped = state.get("skipped", 0)
         if "data" in state:
@@ -260,4 +291,4 @@ class TrainingStep(SimpleTrainer):
             self.ema.load_state_dict(state["ema"])
         elif self.ema is not None:
             logger.warning("the checkpoint has no moving average: it starts from the weights")
-            self.ema.set_weights(self.bare_model.state_dict())
+            self.ema.restart(self.bare_model)

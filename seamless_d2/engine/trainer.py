@@ -1,4 +1,4 @@
-"""Detectron2's DefaultTrainer with our data, step, evaluators, optimiser and checkpoints."""
+"""Detectron2's ``DefaultTrainer`` with the data, step, evaluators, optimizer and checkpoints of this package."""
 
 import logging
 import weakref
@@ -32,17 +32,21 @@ from .step import TrainingStep, wrap_for_processes
 
 
 class SeamlessTrainer(DefaultTrainer):
-    """Detectron2's trainer for one process or many, on CPUs or GPUs, that can be killed at any time and go on.
+    """A trainer for one or several processes on CPUs or GPUs, which can be killed at any time and resumed.
 
-    A training that was interrupted and resumed takes the same steps as one that was not: bit for bit on CPUs.
+    A resumed training takes the same steps as an uninterrupted one, bit for bit on CPUs. A subclass may override
+    Detectron2's ``build_*`` methods.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         """
+        Args:
+            cfg: The checked configuration, see ``setup``.
+
         Raises:
-            UserError: settings that do not go together.
+            UserError: Settings contradict each other.
         """
-        # Not DefaultTrainer's: it wraps the model in a way that CPUs refuse, and has no factory for the step.
+        # DefaultTrainer's constructor wraps the model in a way that CPUs refuse, and has no factory for the step.
         TrainerBase.__init__(self)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -53,7 +57,7 @@ class SeamlessTrainer(DefaultTrainer):
         self.checkpointer = SeamlessCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        #: whether a signal ends the training after the present step
+        #: Whether a signal ends the training after the present step.
         self.stopping = False
         self._signal = ""
         self._evaluating = False
@@ -82,10 +86,14 @@ class SeamlessTrainer(DefaultTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Detectron2's scaling by SOLVER.REFERENCE_WORLD_SIZE, also of our keys.
+        """Scale the configuration by SOLVER.REFERENCE_WORLD_SIZE, as Detectron2, including the keys of this package.
+
+        Args:
+            cfg: The configuration, which stays as it is.
+            num_workers: The number of processes of the training.
 
         Raises:
-            UserError: IMS_PER_BATCH is no multiple of REFERENCE_WORLD_SIZE.
+            UserError: SOLVER.IMS_PER_BATCH is no multiple of SOLVER.REFERENCE_WORLD_SIZE.
         """
         reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
         if reference in (0, num_workers):
@@ -109,17 +117,17 @@ class SeamlessTrainer(DefaultTrainer):
         return scaled
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's.
+        """Load the last checkpoint in OUTPUT_DIR if ``resume`` is set and there is one, else MODEL.WEIGHTS.
 
         Raises:
-            UserError: no readable checkpoint, or processes that do not see the same ones.
+            UserError: No checkpoint can be read, or the processes see different ones.
         """
         found = resume and self.checkpointer.has_checkpoint()
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if found:
             self.start_iter = self.iter + 1
         elif self._trainer.ema is not None:
-            self._trainer.ema.set_weights(self.checkpointer.model.state_dict())
+            self._trainer.ema.restart(self.checkpointer.model)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
             raise UserError(
@@ -131,8 +139,11 @@ class SeamlessTrainer(DefaultTrainer):
         cfg = self.cfg
         result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
-            loader = self.build_train_loader(cfg)
-            loader.num_workers = 0
+            # A second set of worker processes would cost memory for a loader that is rarely used.
+            loader_cfg = cfg.clone()
+            loader_cfg.defrost()
+            loader_cfg.DATALOADER.NUM_WORKERS = 0
+            loader = self.build_train_loader(loader_cfg)
             result.append(RestartingPreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
         solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
         result.append(CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, period, solver.CHECKPOINTS_TO_KEEP))
@@ -143,17 +154,16 @@ class SeamlessTrainer(DefaultTrainer):
         return build_writers(self.cfg, self.start_iter)
 
     def _test(self) -> dict[str, Any]:
-        """Results of the weights and, under "ema", of their moving average."""
-        # Evaluation must leave no trace in the training's random numbers: one that was done before an interruption is
-        # not done again after it.
+        """Return the results of the weights and, under "ema", of their moving average."""
+        # Evaluation must not change the random numbers of the training, because an evaluation that was finished before
+        # an interruption is not repeated.
         random_state = get_random_state()
         self._evaluating = True
         try:
             results = self.test(self.cfg, self.checkpointer.model) or {}
             if self._trainer.ema is not None:
                 logging.getLogger(__name__).info("evaluation of the moving average of the weights")
-                with self._trainer.ema.applied():
-                    results["ema"] = self.test(self.cfg, self.checkpointer.model) or {}
+                results["ema"] = self.test(self.cfg, self._trainer.ema.model) or {}
             if comm.is_main_process():
                 for name, image in draw_predictions(self.cfg, self.checkpointer.model):
                     self.storage.put_image(f"image, ground truth, prediction/{name}", image.transpose(2, 0, 1))
@@ -164,26 +174,29 @@ class SeamlessTrainer(DefaultTrainer):
         return results
 
     def gather_random_states(self) -> None:
-        """On all processes, before the main one writes a checkpoint."""
+        """Collect the random states of all processes; all call this before the main process writes a checkpoint."""
         self._trainer.gather_random_states()
 
     def _on_signal(self, name: str) -> None:
         self._signal = name
-        self._trainer.stop_requested = True
+        self._trainer.request_stop()
         if self._evaluating:
-            # It may take longer than the time that is left, and the state has just been written.
+            # The evaluation may take longer than the time that is left, and a checkpoint has just been written.
             raise Preempted
 
     def train(self) -> dict[str, Any]:
-        """Train from ``start_iter`` to ``max_iter``; returns the metrics of the last evaluation (rank 0).
+        """Train from ``start_iter`` to ``max_iter``.
 
-        SIGTERM and SIGUSR1 end the training after the present step, with a checkpoint; what is returned is then empty.
+        SIGTERM and SIGUSR1 end the training after the present step, with a checkpoint.
+
+        Returns:
+            The metrics of the last evaluation on rank 0; empty on other ranks and if a signal ended the training.
         """
         logger = logging.getLogger(__name__)
         if comm.is_main_process():
             remove_leftovers(self.cfg.OUTPUT_DIR)
             trim_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
-            # Only now is it known where the records go on. Last, so that it finds what the other hooks report.
+            # The writers need the first iteration. Their hook is the last one, so that it sees what the others report.
             self.register_hooks([hooks.PeriodicWriter(self.build_writers(), self.cfg.SOLVER.LOG_PERIOD)])
         logger.info(f"Starting training from iteration {self.start_iter}")
         self.iter = self.start_iter
@@ -201,10 +214,10 @@ class SeamlessTrainer(DefaultTrainer):
                 finished = True
             except Preempted:
                 finished = False
-                logger.warning(f"stopped by {self._signal or 'a signal to another process'}; go on with --resume")
+                logger.warning(f"stopped by {self._signal or 'a signal to another process'}; resume with --resume")
                 self._last_eval_results = {}
             except UserError as error:
-                logger.error(f"iteration {self.iter}: {error}")  # in log.txt too, not only on the screen
+                logger.error(f"iteration {self.iter}: {error}")  # so that log.txt has it, too
                 raise
             finally:
                 self.data_loader.close()
@@ -216,10 +229,10 @@ class SeamlessTrainer(DefaultTrainer):
         return self._last_eval_results
 
     def _write_final_files(self) -> None:
-        """The moving average as weights of their own, and the curves."""
+        """Write the weights of the moving average and the curves of the training."""
         if self._trainer.ema is not None:
             SeamlessCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR).save(
-                "model_final_ema", model=self._trainer.ema.weights
+                "model_final_ema", model=self._trainer.ema.model.state_dict()
             )
         try:
             plot_metrics(self.cfg.OUTPUT_DIR)

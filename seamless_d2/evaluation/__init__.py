@@ -1,4 +1,4 @@
-"""Evaluation of the panoptic map, the instances and the semantic labels."""
+"""Evaluation of panoptic maps, instances and semantic labels."""
 
 from .build import build_evaluators
 from .panoptic_evaluator import PanopticEvaluator

@@ -1,4 +1,4 @@
-"""The evaluators of a data set: streaming PQ, and Detectron2's for instances and semantic labels."""
+"""The evaluators of a data set: PQ, box and mask AP, and mIoU."""
 
 import logging
 import os
@@ -25,20 +25,20 @@ from .tables import format_tables
 
 
 class ReportingEvaluators(DatasetEvaluators):
-    """Several evaluators, and the reports on all their results."""
+    """Runs several evaluators and writes the reports on all their results."""
 
     def __init__(self, evaluators: list[DatasetEvaluator], panoptic: PanopticEvaluator, output_dir: Path) -> None:
         """
         Args:
-            evaluators: ``panoptic`` and others.
-            panoptic: whose statistics are reported.
-            output_dir: where metrics.json, per_class.csv and report.html go.
+            evaluators: All evaluators, ``panoptic`` included.
+            panoptic: The evaluator whose statistics are reported.
+            output_dir: The folder of metrics.json, per_class.csv and report.html.
         """
         super().__init__(evaluators)
         self.panoptic, self.output_dir = panoptic, output_dir
 
     def evaluate(self) -> OrderedDict[str, Any]:
-        """All results on rank 0."""
+        """Return the results of all evaluators on rank 0, and write the reports there."""
         results = super().evaluate()
         if comm.is_main_process():
             panoptic = self.panoptic
@@ -64,16 +64,16 @@ class ReportingEvaluators(DatasetEvaluators):
 
 
 def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
-    """PQ, box and mask AP, mIoU: whatever ``MODEL.SEAMLESS.OUTPUTS`` provides, as the TEST keys say.
+    """Build the evaluators of the outputs that MODEL.SEAMLESS.OUTPUTS lists, as the TEST keys say.
 
     Args:
-        cfg: configuration.
-        dataset_name: a registered panoptic data set.
-        output_dir: folder for the evaluators' files, default OUTPUT_DIR/inference, and a folder of the data set's name
-            in it where DATASETS.TEST lists several.
+        cfg: The configuration.
+        dataset_name: The name of a registered panoptic data set.
+        output_dir: The folder for the files of the evaluators. Default: OUTPUT_DIR/inference, and in it a folder with
+            the name of the data set if DATASETS.TEST lists several.
 
     Raises:
-        UserError: a TEST key with an unknown value, or one that needs an output which OUTPUTS does not list.
+        UserError: A TEST key has an unknown value, or needs an output that MODEL.SEAMLESS.OUTPUTS does not list.
     """
     check_test_keys(cfg)
     if output_dir is None:
@@ -100,7 +100,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = N
             if comm.is_main_process():
                 write_instance_json(dataset_name, output_dir)
             comm.synchronize()
-            metadata.json_file = str(write_instance_json(dataset_name, output_dir))
+            metadata.set(json_file=str(write_instance_json(dataset_name, output_dir)))
         detections = output_dir if cfg.TEST.SAVE_PREDICTIONS else None
         evaluators.append(InstanceEvaluator(dataset_name, fused=fused, output_dir=detections))
     if "sem_seg" in outputs:

@@ -1,4 +1,4 @@
-"""Charts of the report as HTML and SVG text; no script, no file, no network."""
+"""Charts of the report as HTML and SVG text, without scripts or external files."""
 
 from collections.abc import Sequence
 from html import escape
@@ -45,7 +45,11 @@ CURVE_COLORS = {"pq": "#2f6fb2", "sq": "#7fb0db", "rq": "#e08a3c"}
 
 
 def bars(values: dict[str, float]) -> str:
-    """Bars one below the other; keys are CSS classes, values fractions of 1, the first one thicker."""
+    """Return bars below each other as HTML, the first one thicker.
+
+    Args:
+        values: The length of each bar as a fraction in 0..1, by its CSS class.
+    """
     return "".join(
         f'<div class="track"><div class="bar {key}{" main" if first else ""}" style="width:{100 * value:.1f}%">'
         "</div></div>"
@@ -54,7 +58,12 @@ def bars(values: dict[str, float]) -> str:
 
 
 def heat_color(share: float, right: bool) -> tuple[str, str]:
-    """Background and text colour of a share 0..1: blue on the diagonal, red beside it."""
+    """Return the background and text color of a cell of the confusion table.
+
+    Args:
+        share: The fraction of the true class's pixels, in 0..1.
+        right: Whether the cell is on the diagonal; it is blue then, otherwise red.
+    """
     # The square root makes small confusions visible.
     strength = min(max(share, 0.0), 1.0) ** 0.5
     red, green, blue = (47, 111, 178) if right else (205, 69, 52)
@@ -63,11 +72,11 @@ def heat_color(share: float, right: bool) -> tuple[str, str]:
 
 
 def confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
-    """Table of a confusion matrix, each row in shares of the true class.
+    """Return a confusion matrix as an HTML table, each row in percent of the true class.
 
     Args:
-        confusion: (C, C + 1) pixels, true by predicted class, the last column without a class.
-        names: of the C classes.
+        confusion: (C, C + 1) numbers of pixels, true by predicted class; the last column has no predicted class.
+        names: The names of the C classes.
     """
     totals = confusion.sum(axis=1)
     many = " many" if len(names) > 24 else ""
@@ -91,11 +100,18 @@ def confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
 
 
 def line_chart(x: np.ndarray, lines: dict[str, np.ndarray], labels: dict[str, str], x_label: str) -> str:
-    """SVG of some curves over x in 0..1, values fractions of 1 shown in percent."""
+    """Return curves as SVG, with a legend as HTML below it.
+
+    Args:
+        x: (n,) positions in 0..1.
+        lines: (n,) values in 0..1 of each curve, which are shown in percent, by a key of ``CURVE_COLORS``.
+        labels: The label of each curve.
+        x_label: The label of the horizontal axis.
+    """
     width, height, left, bottom, top = 620, 300, 46, 42, 12
     w, h = width - left - 16, height - top - bottom
 
-    def place(px: float, py: float) -> str:
+    def to_pixels(px: float, py: float) -> str:
         return f"{left + w * px:.1f},{top + h * (1 - py):.1f}"
 
     parts = [f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" style="max-width:100%;font-size:12px">']
@@ -106,12 +122,12 @@ def line_chart(x: np.ndarray, lines: dict[str, np.ndarray], labels: dict[str, st
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" fill="#66727f">{tick}</text>')
         parts.append(f'<text x="{tx:.1f}" y="{top + h + 18}" text-anchor="middle" fill="#66727f">{tick / 100:g}</text>')
     for key, values in lines.items():
-        points = " ".join(place(px, py) for px, py in zip(x.tolist(), values.tolist(), strict=True))
+        points = " ".join(to_pixels(px, py) for px, py in zip(x.tolist(), values.tolist(), strict=True))
         stroke = 2.4 if key == "pq" else 1.6
         color = CURVE_COLORS[key]
         parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="{stroke}"/>')
     best = int(lines["pq"].argmax())
-    cx, cy = place(float(x[best]), float(lines["pq"][best])).split(",")
+    cx, cy = to_pixels(float(x[best]), float(lines["pq"][best])).split(",")
     parts.append(f'<circle cx="{cx}" cy="{cy}" r="4" fill="{CURVE_COLORS["pq"]}"/>')
     parts.append(
         f'<text x="{left + w / 2}" y="{height - 6}" text-anchor="middle" fill="#66727f">{x_label}</text></svg>'

@@ -1,4 +1,4 @@
-"""What evaluation remembers of a data set: sums of a fixed size, and a few images."""
+"""The statistics of an evaluated data set: sums of fixed size, and a few example images."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,16 +9,23 @@ import numpy as np
 from ..io import rgb_to_ids
 from .panoptic_quality import ImageMatch, PanopticStatistics, Segments
 
-# Steps of the score axis of the curves.
+# The number of steps of the score axis of the curves.
 SCORE_BINS = 100
-# Images kept as the best and as the worst, and the longest side of their remembered maps in pixels.
+# The number of images that are kept as the best and as the worst, and the longest side of their maps in pixels.
 NUM_EXAMPLES = 4
 EXAMPLE_SIDE = 640
 
 
 @dataclass
 class Example:
-    """A prediction worth showing: its image's PQ (a fraction), and its map reduced to at most EXAMPLE_SIDE."""
+    """The prediction of one image, for the report.
+
+    Attributes:
+        quality: The PQ of the image alone, in 0..1.
+        image_id: The id of the image.
+        ids: (h, w) int32 map of the prediction, at most EXAMPLE_SIDE pixels long.
+        segments: The predicted segments.
+    """
 
     quality: float
     image_id: Any
@@ -28,16 +35,17 @@ class Example:
 
 @dataclass
 class DatasetStatistics:
-    """Everything that the reports show, in memory that does not depend on the number of images.
+    """Everything that the reports show, in memory that does not grow with the number of images.
 
     Attributes:
-        quality: the sums of PQ.
-        confusion: (C + 1, C + 1) int64 pixels, true class by predicted class; the last is void. Crowd regions have
-            their class.
+        num_classes: The number C of classes.
+        quality: The sums of PQ.
+        confusion: (C + 1, C + 1) int64 numbers of pixels, true by predicted class; the last class is void. Crowd
+            regions have their class.
         curve: (3, C, SCORE_BINS) sums of matched IoU, TP and FP of the predicted segments of each class by score.
-        unscored: (C,) number of predicted segments without a score.
-        best, worst: of all images in which a segment counts, by falling and by rising PQ.
-        images: how many were added.
+        unscored: (C,) numbers of predicted segments without a score.
+        best, worst: The images with the highest and the lowest PQ, in this order, of those in which a segment counts.
+        images: The number of images that were added.
     """
 
     num_classes: int
@@ -60,9 +68,10 @@ class DatasetStatistics:
         """Add one image.
 
         Args:
-            match: of the image.
-            image_id: any that names it.
-            predicted_map: (H, W) ids or (H, W, 3) uint8, kept in small if the image is one of the best or worst.
+            match: The matched segments of the image.
+            image_id: The id of the image.
+            predicted_map: (H, W) ids or (H, W, 3) uint8. A reduced copy is kept if the image is among the best or
+                worst.
         """
         self.quality.add(match)
         self._add_confusion(match)
@@ -75,7 +84,7 @@ class DatasetStatistics:
                 examples[-1].quality, examples[-1].image_id, sign
             ):
                 examples.append(Example(match.quality, image_id, _reduce(predicted_map), match.predicted))
-                _keep(examples, sign)
+                _sort_and_trim(examples, sign)
 
     def _add_confusion(self, match: ImageMatch) -> None:
         void, size = self.num_classes, self.num_classes + 1
@@ -92,14 +101,14 @@ class DatasetStatistics:
         if not scored.any():
             return
         bins = np.clip(np.nan_to_num(scores) * SCORE_BINS, 0, SCORE_BINS - 1).astype(np.int64)
-        place = classes * SCORE_BINS + bins
+        cells = classes * SCORE_BINS + bins
         size = self.num_classes * SCORE_BINS
         pairs = scored[match.columns]
-        matched = place[match.columns][pairs]
+        matched = cells[match.columns][pairs]
         sums = (
             np.bincount(matched, match.iou[pairs], size),
             np.bincount(matched, minlength=size),
-            np.bincount(place[match.false & scored], minlength=size),
+            np.bincount(cells[match.false & scored], minlength=size),
         )
         self.curve += np.stack(sums).reshape(self.curve.shape)
 
@@ -111,11 +120,11 @@ class DatasetStatistics:
         self.images += other.images
         for examples, more, sign in ((self.best, other.best, -1), (self.worst, other.worst, 1)):
             examples += more
-            _keep(examples, sign)
+            _sort_and_trim(examples, sign)
         return self
 
     def semantic_iou(self) -> np.ndarray:
-        """(C,) IoU of the predicted map's classes, a fraction; NaN for classes that the ground truth lacks.
+        """Return the (C,) IoU of the classes of the predicted map, in 0..1; NaN for classes without ground truth.
 
         Pixels without a segment count against the true class, as in the original's mode "panoptic".
         """
@@ -125,17 +134,17 @@ class DatasetStatistics:
         return np.divide(hit, ground_truth + predicted - hit, out=iou, where=ground_truth > 0)
 
     def score_curves(self, classes: np.ndarray) -> dict[str, np.ndarray] | None:
-        """What would become of the means of some classes if only segments above a score had been kept.
+        """Return the means of some classes as functions of a score threshold.
 
-        The pixels of segments that go are taken as void, so that this is a little below what a new fusion with that
-        threshold gives.
+        The pixels of segments below the threshold count as void, so that the quality is a little lower than that of a
+        new fusion with this threshold.
 
         Args:
-            classes: (C,) bool.
+            classes: (C,) bool selection of classes. Those with a segment that has no score are left out.
 
         Returns:
-            "score", "pq", "sq", "rq", each (SCORE_BINS,); None where no segment of these classes has a score.
-            Classes with segments that have none are left out.
+            Arrays "score", "pq", "sq" and "rq" of shape (SCORE_BINS,) with values in 0..1; None if no segment of the
+            selected classes has a score.
         """
         iou, tp, fp = (part[:, ::-1].cumsum(axis=1)[:, ::-1] for part in self.curve)
         chosen = classes & (self.quality.tp + self.quality.fp + self.quality.fn > 0) & (self.unscored == 0)
@@ -151,7 +160,7 @@ class DatasetStatistics:
 
 
 def _reduce(id_map: np.ndarray) -> np.ndarray:
-    """(h, w) int32 ids at most EXAMPLE_SIDE long, nearest sampling."""
+    """Return the (h, w) int32 ids of a map, reduced to at most EXAMPLE_SIDE pixels by nearest sampling."""
     id_map = id_map if id_map.ndim == 3 else id_map.astype(np.int32)
     height, width = id_map.shape[:2]
     scale = EXAMPLE_SIDE / max(height, width)
@@ -162,10 +171,11 @@ def _reduce(id_map: np.ndarray) -> np.ndarray:
 
 
 def _rank(quality: float, image_id: Any, sign: int) -> tuple[float, str]:
-    # Equal values go by name, so that order and number of processes do not matter.
+    """Return the sort key of an example; equal values are ordered by id, whatever the number of processes."""
     return sign * quality, str(image_id)
 
 
-def _keep(examples: list[Example], sign: int) -> None:
+def _sort_and_trim(examples: list[Example], sign: int) -> None:
+    """Sort examples in place and remove all but the first NUM_EXAMPLES."""
     examples.sort(key=lambda e: _rank(e.quality, e.image_id, sign))
     del examples[NUM_EXAMPLES:]

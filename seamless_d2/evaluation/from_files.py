@@ -1,4 +1,4 @@
-"""PQ of predictions in files, from any program that writes COCO panoptic."""
+"""PQ of predictions in files of the COCO-panoptic format, which may come from any program."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,20 +17,22 @@ from .dataset_statistics import DatasetStatistics
 from .panoptic_quality import ImageMatch, PanopticStatistics, Segments, match_image
 from .report import write_reports
 from .tables import averages, format_tables
+from .with_hotcoco import quality_by_hotcoco
 
 Annotation = dict[str, Any]
 
 
 @dataclass
 class FilePairs:
-    """Two COCO-panoptic data sets of the same images, checked; ``read_pairs`` makes it.
+    """Ground truth and prediction of the same images, as ``read_pairs`` reads and checks them.
 
     Attributes:
-        categories: of the ground truth, in the order of its json.
-        classes: the same in semantic order (stuff, then things), which numbers them in the statistics.
-        pairs: the annotations (true, predicted) of each image.
-        gt_json, prediction_json, gt_dir, prediction_dir: where they are.
-        images: the ground truth's image entries by id.
+        categories: The categories of the ground truth in the order of its json.
+        classes: The same categories in the order of their semantic labels, which is the order of the statistics.
+        pairs: The true and the predicted annotation of each image.
+        gt_json, prediction_json: The paths of the jsons.
+        gt_dir, prediction_dir: The folders of the PNGs.
+        images: The image entries of the ground truth by id.
     """
 
     categories: list[dict[str, Any]]
@@ -43,7 +45,11 @@ class FilePairs:
     images: dict[Any, dict[str, Any]]
 
     def gt_segments(self, annotation: Annotation) -> Segments:
-        """Of one of the ground truth's annotations."""
+        """Return the segments of an annotation of the ground truth.
+
+        Raises:
+            UserError: A segment is malformed or has id 0.
+        """
         segments = self._segments(annotation)
         if (segments.ids == 0).any():
             raise UserError(f"{annotation['file_name']} has a true segment of id 0, which means void; mend the json")
@@ -53,13 +59,34 @@ class FilePairs:
         return Segments.from_json(annotation["segments_info"], self._class_of_id, annotation["file_name"])
 
     def check_segments(self) -> None:
-        """Raise ``UserError`` where the jsons contradict themselves or each other."""
+        """Raise ``UserError`` if the jsons contradict themselves or each other."""
         for ground_truth, prediction in self.pairs:
             self.gt_segments(ground_truth)
             self._segments(prediction)
 
+    def quality_by_hotcoco(self) -> PanopticStatistics | None:
+        """Return the sums of PQ by ``with_hotcoco.quality_by_hotcoco``, or None if it cannot compute them."""
+        images = (
+            folder / annotation["file_name"]
+            for pair in self.pairs
+            for folder, annotation in zip((self.gt_dir, self.prediction_dir), pair, strict=True)
+        )
+        files = (self.gt_json, self.prediction_json, self.gt_dir, self.prediction_dir)
+        return quality_by_hotcoco(*files, images=images, dataset_ids=self.classes.dataset_ids)
+
     def match(self, pair: tuple[Annotation, Annotation], rules: str) -> tuple[ImageMatch, np.ndarray]:
-        """Read and compare one image; returns the predicted image too."""
+        """Read and compare one image.
+
+        Args:
+            pair: An element of ``pairs``.
+            rules: The rules for void and crowd, see ``match_counts``.
+
+        Returns:
+            The matched segments, and the (H, W, 3) uint8 image of the predicted ids.
+
+        Raises:
+            UserError: A PNG is missing or malformed, or contradicts its json.
+        """
         ground_truth, prediction = pair
         name = prediction["file_name"]
         try:
@@ -75,6 +102,7 @@ class FilePairs:
 
 
 def _read_annotations(path: Path, what: str) -> dict[str, Any]:
+    """Read a json and check its annotations; ``what`` names it in error messages."""
     content = read_json(path, f"{what} json")
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
         raise UserError(f"{path} has no annotations; it is not a COCO-panoptic json")
@@ -97,11 +125,11 @@ def read_pairs(
     """Read and check two COCO-panoptic jsons.
 
     Args:
-        prediction_json, gt_json: the jsons; categories are taken from the ground truth.
-        prediction_dir, gt_dir: folders of the PNGs; default the jsons' paths without ".json".
+        prediction_json, gt_json: The paths of the jsons; the categories are those of the ground truth.
+        prediction_dir, gt_dir: The folders of the PNGs; default the paths of the jsons without ".json".
 
     Raises:
-        UserError: files missing or malformed, or an image of the ground truth without prediction.
+        UserError: Files are missing or malformed, or an image of the ground truth has no prediction.
     """
     gt_json, prediction_json = Path(gt_json), Path(prediction_json)
     ground_truth = _read_annotations(gt_json, "ground_truth")
@@ -135,7 +163,10 @@ def read_pairs(
 def _matches(
     files: FilePairs, rules: str, workers: int
 ) -> Iterator[tuple[tuple[Annotation, Annotation], ImageMatch, np.ndarray]]:
-    """All pairs in order, read and compared by threads (decoding and counting leave Python's lock)."""
+    """Yield all pairs in order with the results of ``FilePairs.match``.
+
+    Threads do the work, because decoding and counting release Python's global lock.
+    """
     pending: deque[tuple[Any, Future]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -156,12 +187,12 @@ def accumulate(files: FilePairs, *, rules: str = "panopticapi", workers: int | N
     """Compare all images.
 
     Args:
-        files: of ``read_pairs``.
-        rules: see ``match_counts``.
-        workers: threads; default one per CPU.
+        files: The result of ``read_pairs``.
+        rules: The rules for void and crowd, see ``match_counts``.
+        workers: The number of threads; default one per CPU.
 
     Raises:
-        UserError: PNGs missing or malformed, ids that contradict the json.
+        UserError: A PNG is missing or malformed, or contradicts its json.
     """
     statistics = DatasetStatistics(len(files.categories))
     matches: Iterable = _matches(files, rules, workers or available_cpus())
@@ -171,15 +202,24 @@ def accumulate(files: FilePairs, *, rules: str = "panopticapi", workers: int | N
 
 
 def summarize(quality: PanopticStatistics, files: FilePairs, rules: str = "panopticapi") -> dict[str, Any]:
-    """{"All", "Things", "Stuff": {"pq", "sq", "rq", "n"}, "per_class": {category_id: {"pq", "sq", "rq", "tp", "fp",
-    "fn", "iou"}}}, fractions of 1.
+    """Compute PQ from its sums.
+
+    Args:
+        quality: The sums of PQ.
+        files: The result of ``read_pairs``.
+        rules: The rules of the means, see ``PanopticStatistics.average``.
+
+    Returns:
+        {"All", "Things", "Stuff": {"pq", "sq", "rq", "n"}, "per_class": {category_id: {"pq", "sq", "rq", "tp", "fp",
+        "fn", "iou"}}}; qualities are in 0..1.
     """
     per_class = quality.per_class()
-    place = {dataset_id: k for k, dataset_id in enumerate(files.classes.dataset_ids)}
+    position = {dataset_id: k for k, dataset_id in enumerate(files.classes.dataset_ids)}
     return {
         **averages(quality, files.classes, rules),
         "per_class": {
-            c["id"]: {key: value[place[c["id"]]].item() for key, value in per_class.items()} for c in files.categories
+            c["id"]: {key: value[position[c["id"]]].item() for key, value in per_class.items()}
+            for c in files.categories
         },
     }
 
@@ -193,19 +233,22 @@ def evaluate_files(
     rules: str = "panopticapi",
     workers: int | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Compare two COCO-panoptic jsons with their PNGs, the fastest way that is installed.
+    """Compare two COCO-panoptic jsons with their PNGs in the fastest way that is installed.
 
-    Args and errors: see ``read_pairs`` and ``accumulate``.
+    Args:
+        prediction_json, gt_json, prediction_dir, gt_dir: The files, see ``read_pairs``.
+        rules: The rules for void and crowd, see ``match_counts``.
+        workers: The number of threads; default one per CPU, or hotcoco if it is installed.
 
     Returns:
-        What ``summarize`` returns, and the categories.
-    """
-    # It needs this module's types.
-    from .with_hotcoco import quality_by_hotcoco
+        The result of ``summarize``, and the categories of the ground truth.
 
+    Raises:
+        UserError: Files are missing or malformed, or contradict each other.
+    """
     files = read_pairs(prediction_json, gt_json, prediction_dir, gt_dir)
     files.check_segments()
-    quality = quality_by_hotcoco(files) if rules == "panopticapi" and workers is None else None
+    quality = files.quality_by_hotcoco() if rules == "panopticapi" and workers is None else None
     if quality is None:
         quality = accumulate(files, rules=rules, workers=workers).quality
     return summarize(quality, files, rules), files.categories
@@ -222,24 +265,25 @@ def report_files(
     rules: str = "panopticapi",
     workers: int | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
-    """``evaluate_files``, and metrics.json, per_class.csv and report.html.
+    """Compare two COCO-panoptic jsons and write metrics.json, per_class.csv and report.html.
 
     Args:
-        prediction_json, gt_json, prediction_dir, gt_dir, rules, workers: see ``evaluate_files``.
-        output_dir: where the reports go.
-        image_dir: folder of the images, named as in the ground truth's json; None shows plain colours.
+        prediction_json, gt_json, prediction_dir, gt_dir, rules, workers: The arguments of ``evaluate_files``.
+        output_dir: The folder of the reports.
+        image_dir: The folder of the images, with the names of the ground truth's json. Default: the report shows the
+            maps without images.
 
     Returns:
-        What ``evaluate_files`` returns, and the tables as text.
+        The results of ``evaluate_files``, and the tables as text.
 
     Raises:
-        UserError: see there; or ``image_dir`` does not exist.
+        UserError: Files are missing or malformed, or contradict each other, or ``image_dir`` does not exist.
     """
     if image_dir is not None and not Path(image_dir).is_dir():
         raise UserError(f"folder {image_dir} of the images does not exist; check --images")
     files = read_pairs(prediction_json, gt_json, prediction_dir, gt_dir)
     files.check_segments()
-    # What cannot be made should fail now and not after the work.
+    # A folder that cannot be created should be reported before the work.
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     statistics = accumulate(files, rules=rules, workers=workers)
     ground_truths = {ground_truth["image_id"]: ground_truth for ground_truth, _ in files.pairs}

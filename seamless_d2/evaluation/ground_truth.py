@@ -1,4 +1,4 @@
-"""Ground truth in the forms that Detectron2's evaluators read, derived from the panoptic ground truth."""
+"""Semantic and instance ground truth, derived from the panoptic ground truth of a data set."""
 
 import hashlib
 import json
@@ -13,10 +13,16 @@ from tqdm import tqdm
 from ..io import read_id_image, read_id_map, rgb_to_ids, write_json
 from ..structures.classes import VOID_LABEL, Classes
 from ..structures.id_maps import instance_annotations, measure_segments
+from .counting import number_segments
 
 
 def read_ground_truth(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 image of segment ids, resized to ``size`` (height, width) by nearest sampling where given."""
+    """Read the (H, W, 3) uint8 image of segment ids of a panoptic PNG.
+
+    Args:
+        path: The PNG.
+        size: The (height, width) to which the image is resized by nearest sampling; default its own size.
+    """
     image = read_id_image(path)
     if size is None or image.shape[:2] == tuple(size):
         return image
@@ -24,34 +30,38 @@ def read_ground_truth(path: str, size: tuple[int, int] | None = None) -> np.ndar
 
 
 class SemanticGroundTruth:
-    """``sem_seg_loading_fn`` for ``SemSegEvaluator``: semantic labels straight from the panoptic PNG.
+    """Reads semantic labels straight from the panoptic PNGs of a data set.
 
-    Attributes:
-        size: (height, width) to which the next maps are resized; None leaves them.
+    An instance can be passed to Detectron2's ``SemSegEvaluator`` as ``sem_seg_loading_fn``.
     """
 
     def __init__(self, dataset_name: str) -> None:
-        self.size: tuple[int, int] | None = None
-        num_stuff = Classes.from_metadata(MetadataCatalog.get(dataset_name)).num_stuff
-        self.labels = {
-            record["sem_seg_file_name"]: {
-                s["id"]: s["category_id"] + (num_stuff if s["isthing"] else 0) for s in record["segments_info"]
-            }
+        """
+        Args:
+            dataset_name: The name of a registered panoptic data set.
+        """
+        classes = Classes.from_metadata(MetadataCatalog.get(dataset_name))
+        self._labels = {
+            record["sem_seg_file_name"]: {s["id"]: classes.to_label(s) for s in record["segments_info"]}
             for record in DatasetCatalog.get(dataset_name)
         }
 
-    def __call__(self, file_name: str, dtype: type = np.int64) -> np.ndarray:
-        """(H, W) labels, stuff 0..S-1, things S..C-1, 255 = void."""
-        id_map = rgb_to_ids(read_ground_truth(file_name, self.size))
-        table = self.labels[file_name]
-        ids = np.array(sorted(table), np.int64)
-        labels = np.array([VOID_LABEL, *(table[i] for i in ids.tolist())], dtype)
-        place = np.searchsorted(ids, id_map).clip(max=max(len(ids) - 1, 0))
-        return labels[np.where(ids[place] == id_map, place + 1, 0)] if len(ids) else np.full_like(id_map, VOID_LABEL)
+    def __call__(self, file_name: str, dtype: type = np.int64, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Return the (H, W) labels of one image: stuff 0..S-1, things S..C-1, 255 = void.
+
+        Args:
+            file_name: The panoptic PNG, as ``sem_seg_file_name`` of a record names it.
+            dtype: The integer type of the labels.
+            size: The (height, width) to which the map is resized by nearest sampling; default its own size.
+        """
+        id_map = rgb_to_ids(read_ground_truth(file_name, size))
+        labels = self._labels[file_name]
+        table = np.array([VOID_LABEL, *labels.values(), VOID_LABEL], dtype)
+        return table[number_segments(id_map, np.array(list(labels), np.int64))]
 
 
 def _fingerprint(dataset_name: str) -> str:
-    """Of the panoptic json, or of all masks where a data set has none (``register_seamseg``)."""
+    """Return a hash of the panoptic json of a data set, or of its records and PNGs if it has no json."""
     source = MetadataCatalog.get(dataset_name).get("panoptic_json")
     if source:
         content = Path(source).read_bytes()
@@ -65,8 +75,15 @@ def _fingerprint(dataset_name: str) -> str:
 def write_instance_json(dataset_name: str, output_dir: str | Path) -> Path:
     """Write the things of a panoptic data set as COCO instance annotations (RLE), crowd included.
 
-    The file's name holds a fingerprint of the data set, so that a changed data set never meets an old file.
-    Returns the path; an existing file is kept.
+    The name of the file contains a fingerprint of the data set, so that a changed data set gets a new file. An existing
+    file is kept.
+
+    Args:
+        dataset_name: The name of a registered panoptic data set.
+        output_dir: The folder of the file.
+
+    Returns:
+        The path of the file.
     """
     metadata = MetadataCatalog.get(dataset_name)
     path = Path(output_dir) / f"{dataset_name}_instances_{_fingerprint(dataset_name)}.json"

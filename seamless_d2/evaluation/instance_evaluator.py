@@ -1,4 +1,4 @@
-"""AP and mIoU by Detectron2's evaluators: of the heads' outputs, or of the fused map as the original does."""
+"""Box and mask AP of the detections, or of the instances of the fused map as the original measures it."""
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,15 @@ from ..structures.id_maps import SegmentInfo
 
 
 def fused_instances(panoptic_seg: Tensor, segments_info: list[SegmentInfo]) -> Instances:
-    """The things of a fused map as detections: what is visible of each, its tight box, its detection's score.
+    """Return the things of a fused map as detections.
 
     Args:
-        panoptic_seg: (H, W) integer map.
-        segments_info: its segments.
+        panoptic_seg: (H, W) integer map of segment ids.
+        segments_info: The segments of the map.
+
+    Returns:
+        ``Instances`` on the CPU with pred_masks (what is visible of each thing), pred_boxes (their tight boxes), scores
+        and pred_classes.
     """
     things = [s for s in segments_info if s["isthing"]]
     ids = torch.tensor([s["id"] for s in things], dtype=panoptic_seg.dtype, device=panoptic_seg.device)
@@ -28,7 +32,7 @@ def fused_instances(panoptic_seg: Tensor, segments_info: list[SegmentInfo]) -> I
 
 
 def resize_instances(instances: Instances, size: tuple[int, int]) -> Instances:
-    """Bring detections to another size: boxes in proportion, masks by nearest sampling."""
+    """Resize detections to the (height, width) ``size``: boxes in proportion, masks by nearest sampling."""
     if instances.image_size == tuple(size):
         return instances
     height, width = instances.image_size
@@ -44,21 +48,21 @@ def resize_instances(instances: Instances, size: tuple[int, int]) -> Instances:
 
 
 class InstanceEvaluator(COCOEvaluator):
-    """Box and mask AP, at the image's size whatever the size of the model's results."""
+    """Detectron2's ``COCOEvaluator`` for box and mask AP, always at the size of the image."""
 
     def __init__(self, dataset_name: str, *, fused: bool, output_dir: str | None = None) -> None:
         """
         Args:
-            dataset_name: a registered data set whose metadata name an instance json.
-            fused: take the instances of "panoptic_seg" instead of "instances".
-            output_dir: where Detectron2 writes all detections; None = nowhere.
+            dataset_name: The name of a registered data set whose metadata have an instance json.
+            fused: Whether the instances of "panoptic_seg" are evaluated instead of "instances".
+            output_dir: The folder to which Detectron2 writes all detections; default none.
         """
         super().__init__(dataset_name, ("bbox", "segm"), output_dir=output_dir, use_fast_impl=False)
         self.fused = fused
         self.sizes = {r["image_id"]: (r["height"], r["width"]) for r in DatasetCatalog.get(dataset_name)}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take the results of some images."""
+        """Add the results of some images."""
         for entry, output in zip(inputs, outputs, strict=True):
             found = fused_instances(*output["panoptic_seg"]) if self.fused else output["instances"].to("cpu")
             super().process([entry], [{"instances": resize_instances(found, self.sizes[entry["image_id"]])}])

@@ -1,4 +1,4 @@
-"""Streaming PQ for Detectron2's evaluation loop: sums per image, nothing gathered but the sums."""
+"""PQ in Detectron2's evaluation loop, accumulated per image."""
 
 import io
 import logging
@@ -13,7 +13,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from PIL import Image
-from tabulate import tabulate
 
 from ..errors import UserError
 from ..io import atomic_write, ids_to_rgb, rgb_to_ids, write_json
@@ -21,17 +20,17 @@ from ..structures.classes import Classes
 from .dataset_statistics import DatasetStatistics
 from .ground_truth import read_ground_truth
 from .panoptic_quality import ImageMatch, Segments, match_image
-from .tables import averages, write_per_class
+from .tables import averages, format_averages
 
-# Images whose ground truth is being read while the network goes on; bounds the memory.
+# The number of images that may wait for their comparison while the network runs, which bounds the memory.
 MAX_PENDING = 4
 
 
 class PanopticEvaluator(DatasetEvaluator):
-    """PQ, SQ, RQ over all, thing and stuff classes and per class, accumulated image by image.
+    """Evaluates PQ, SQ and RQ of all, thing and stuff classes, and PQ of each class.
 
-    The same numbers as Detectron2's ``COCOPanopticEvaluator``, without writing predictions to disk or sending them to
-    rank 0; memory does not grow with the number of images.
+    The numbers are those of Detectron2's ``COCOPanopticEvaluator``, but predictions are neither written to disk nor
+    sent to rank 0, and memory does not grow with the number of images.
     """
 
     def __init__(
@@ -45,12 +44,13 @@ class PanopticEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: a registered panoptic data set.
-            output_dir: where per_class.csv (and predictions) go; None = nowhere.
-            save_predictions: also write the predicted PNGs and predictions.json (COCO panoptic) into ``output_dir``.
-            rules: void and crowd rules, see ``match_counts``.
-            resize_ground_truth: bring the ground truth to the prediction's size by nearest sampling; segments that vanish there do
-                not count.
+            dataset_name: The name of a registered panoptic data set.
+            output_dir: The folder of the predictions.
+            save_predictions: Whether the predicted PNGs and predictions.json (COCO panoptic) are written to
+                ``output_dir``.
+            rules: The rules for void and crowd, see ``match_counts``.
+            resize_ground_truth: Whether the ground truth is resized to the prediction by nearest sampling; segments
+                that vanish there do not count.
         """
         self.dataset_name = dataset_name
         self.classes = Classes.from_metadata(MetadataCatalog.get(dataset_name))
@@ -69,15 +69,15 @@ class PanopticEvaluator(DatasetEvaluator):
         self._annotations: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take the model's "panoptic_seg" of some images; ground truth is read and compared in the background."""
+        """Add "panoptic_seg" of some images; threads read the ground truth and compare it in the background."""
         for entry, output in zip(inputs, outputs, strict=True):
             panoptic_seg, segments_info = output["panoptic_seg"]
             ids = panoptic_seg.cpu().numpy()
-            # Copies of what is needed: the dicts stay the model's.
+            # The threads work on copies, because the dicts belong to the model.
             scores = np.array([s.get("score", np.nan) for s in segments_info], np.float64)
             segments = Segments(
                 np.array([s["id"] for s in segments_info], np.int64),
-                np.array([self._label(s) for s in segments_info], np.int64),
+                np.array([self.classes.to_label(s) for s in segments_info], np.int64),
                 np.zeros(len(segments_info), bool),
                 scores=scores,
             )
@@ -88,23 +88,22 @@ class PanopticEvaluator(DatasetEvaluator):
             self._collect(MAX_PENDING)
 
     def _collect(self, left: int) -> None:
+        """Add the results of finished comparisons until at most ``left`` are pending."""
         while len(self._pending) > left:
             image_id, ids, match = self._pending.popleft()
             self.statistics.add(match.result(), image_id, ids)
 
-    def _label(self, segment: dict[str, Any]) -> int:
-        return segment["category_id"] + (self.classes.num_stuff if segment["isthing"] else 0)
-
     def gt_segments(self, record: dict[str, Any]) -> Segments:
-        """Of a record of the data set."""
+        """Return the true segments of a record of the data set."""
         info = record["segments_info"]
         return Segments(
             np.array([s["id"] for s in info], np.int64),
-            np.array([self._label(s) for s in info], np.int64),
+            np.array([self.classes.to_label(s) for s in info], np.int64),
             np.array([bool(s["iscrowd"]) for s in info], bool),
         )
 
     def _compare(self, image_id: Any, ids: np.ndarray, predicted: Segments) -> ImageMatch:
+        """Read the ground truth of one image and match its segments."""
         record = self.records[image_id]
         ground_truth = self.gt_segments(record)
         image = read_ground_truth(record["pan_seg_file_name"], ids.shape if self.resize_ground_truth else None)
@@ -116,6 +115,7 @@ class PanopticEvaluator(DatasetEvaluator):
             raise UserError(f"{record['file_name']}: {error}") from None
 
     def _save(self, image_id: Any, ids: np.ndarray, segments: Segments) -> None:
+        """Write the predicted PNG of one image and remember its annotation."""
         name = f"{image_id}.png".replace("/", "_")
         buffer = io.BytesIO()
         Image.fromarray(ids_to_rgb(ids)).save(buffer, format="PNG")
@@ -129,7 +129,11 @@ class PanopticEvaluator(DatasetEvaluator):
         self._annotations.append({"image_id": image_id, "file_name": name, "segments_info": info})
 
     def evaluate(self) -> OrderedDict | None:
-        """The metrics in percent on rank 0, keys as Detectron2's plus "PQ-CLASS"; None elsewhere."""
+        """Return the metrics in percent on rank 0, None on the others.
+
+        Returns:
+            {"panoptic_seg": metrics} with Detectron2's keys and PQ-CLASS.
+        """
         self._collect(0)
         self._pool.shutdown()
         gathered = comm.gather(self.statistics)
@@ -140,32 +144,29 @@ class PanopticEvaluator(DatasetEvaluator):
         for statistics in gathered:
             total += statistics
         self.statistics = total
-        result, rows = {}, []
+        result = {}
         means = averages(total.quality, self.classes, self.rules)
-        for (name, average), suffix in zip(means.items(), ("", "_th", "_st"), strict=True):
-            rows.append([name, *(100 * average[k] for k in ("pq", "sq", "rq")), average["n"]])
+        for average, suffix in zip(means.values(), ("", "_th", "_st"), strict=True):
             result |= {f"{key.upper()}{suffix}": 100 * average[key] for key in ("pq", "sq", "rq")}
-        table = tabulate(rows, ["", "PQ", "SQ", "RQ", "#categories"], tablefmt="pipe", floatfmt=".3f")
-        self._logger.info(f"Panoptic quality:\n{table}")
+        self._logger.info(f"Panoptic quality:\n{format_averages(means)}")
         per_class = total.quality.per_class()
         result |= {f"PQ-{name}": 100 * float(per_class["pq"][k]) for k, name in enumerate(self.classes.names)}
-        if self.output_dir is not None:
-            self._write_files([a for part in annotations for a in part])
+        if self.save_predictions:
+            self._write_json([a for part in annotations for a in part])
         return OrderedDict({"panoptic_seg": result})
 
-    def _write_files(self, annotations: list[dict[str, Any]]) -> None:
-        write_per_class(self.output_dir / "per_class.csv", self.classes, self.statistics)
-        if self.save_predictions:
-            images = [
-                {
-                    "id": r["image_id"],
-                    "file_name": os.path.basename(r["file_name"]),
-                    "height": r["height"],
-                    "width": r["width"],
-                }
-                for r in self.records.values()
-            ]
-            write_json(
-                self.output_dir / "predictions.json",
-                {"images": images, "annotations": annotations, "categories": self.classes.to_categories()},
-            )
+    def _write_json(self, annotations: list[dict[str, Any]]) -> None:
+        """Write predictions.json (COCO panoptic) of all images."""
+        images = [
+            {
+                "id": r["image_id"],
+                "file_name": os.path.basename(r["file_name"]),
+                "height": r["height"],
+                "width": r["width"],
+            }
+            for r in self.records.values()
+        ]
+        write_json(
+            self.output_dir / "predictions.json",
+            {"images": images, "annotations": annotations, "categories": self.classes.to_categories()},
+        )

@@ -1,6 +1,7 @@
-"""Panoptic quality (Kirillov et al., CVPR 2019): matching of one image's segments, and sums over images.
+"""Panoptic quality (Kirillov et al., CVPR 2019): matching of the segments of one image, and sums over images.
 
-Equal to panopticapi, including that only the last crowd region of a class in the json excuses false positives.
+The results are those of panopticapi, which lets only the last crowd region of a class in the json excuse false
+positives.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +17,13 @@ RULES = ("panopticapi", "original")
 
 @dataclass
 class PanopticStatistics:
-    """Sums per class, from which PQ follows; sums of several processes are added."""
+    """The sums per class from which PQ is computed. The sums of several processes can be added.
+
+    Attributes:
+        num_classes: The number C of classes.
+        iou: (C,) sums of the IoU of matched segments.
+        tp, fp, fn: (C,) int64 numbers of matched, false and missed segments.
+    """
 
     num_classes: int
     iou: np.ndarray = field(init=False)
@@ -45,7 +52,7 @@ class PanopticStatistics:
         return self
 
     def per_class(self) -> dict[str, np.ndarray]:
-        """pq, sq, rq as fractions (0 for classes without any segment), and the sums tp, fp, fn, iou."""
+        """Return (C,) arrays pq, sq, rq in 0..1 (0 for classes without any segment), and the sums tp, fp, fn, iou."""
         weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
         return {
             "pq": np.divide(self.iou, weight, out=np.zeros(self.num_classes), where=weight > 0),
@@ -58,10 +65,12 @@ class PanopticStatistics:
         }
 
     def average(self, classes: np.ndarray | None = None, rules: str = "panopticapi") -> dict[str, float]:
-        """Means over a (num_classes,) bool selection of classes, and how many of them count.
+        """Return the means of pq, sq and rq in 0..1 over some classes, and the number n of classes that count.
 
-        panopticapi's mean leaves out classes without any segment, the original's takes them as 0. Without any class
-        the means are 0 and n is 0.
+        Args:
+            classes: (C,) bool selection of classes; default all.
+            rules: "panopticapi" leaves out classes without any segment, "original" counts them as 0. If no class is
+                left, the means are 0.
         """
         chosen = np.ones(self.num_classes, bool) if classes is None else classes.copy()
         if rules == "panopticapi":
@@ -73,14 +82,15 @@ class PanopticStatistics:
 
 @dataclass
 class Segments:
-    """Segments of one image.
+    """The segments of one image.
 
     Attributes:
-        ids: (n,) int64, as in the map, distinct.
-        classes: (n,) int64, 0..C-1.
-        crowd: (n,) bool.
-        areas: (n,) int64 as the json states them, which panopticapi takes for the ground truth; None = counted.
-        scores: (n,) float in 0..1, NaN for segments without one; None = none has.
+        ids: (n,) int64 distinct ids, as in the map.
+        classes: (n,) int64 semantic labels, 0..C-1.
+        crowd: (n,) bool, whether a segment is a crowd region.
+        areas: (n,) int64 numbers of pixels that the json states, which panopticapi uses for the ground truth; None if
+            the pixels are counted.
+        scores: (n,) float scores in 0..1, NaN for segments without a score; None if no segment has one.
     """
 
     ids: np.ndarray
@@ -90,16 +100,21 @@ class Segments:
     scores: np.ndarray | None = None
 
     def select(self, chosen: np.ndarray) -> "Segments":
-        """Those of an (n,) bool selection."""
+        """Return the segments of an (n,) bool selection."""
         optional = (None if values is None else values[chosen] for values in (self.areas, self.scores))
         return Segments(self.ids[chosen], self.classes[chosen], self.crowd[chosen], *optional)
 
     @classmethod
     def from_json(cls, segments_info: list[dict[str, Any]], class_of_id: dict[int, int], source: str) -> "Segments":
-        """From ``segments_info`` with the data set's category ids.
+        """Read the ``segments_info`` of a COCO-panoptic json.
+
+        Args:
+            segments_info: Dicts with id and category_id, optionally iscrowd, area and score.
+            class_of_id: The class of each category id.
+            source: The name of the image, for error messages.
 
         Raises:
-            UserError: an unknown category, an id twice, or a value of the wrong kind; ``source`` names the image.
+            UserError: A category is unknown, an id occurs twice, or a value has a wrong type.
         """
         for segment in segments_info:
             for key in ("id", "category_id"):
@@ -124,7 +139,7 @@ class Segments:
 
 
 def _numbers(values: list[Any], key: str, source: str) -> np.ndarray:
-    """(n,) float64; None becomes NaN."""
+    """Return (n,) float64 values, NaN for None."""
     try:
         return np.array([np.nan if value is None else float(value) for value in values], np.float64)
     except (TypeError, ValueError):
@@ -133,14 +148,14 @@ def _numbers(values: list[Any], key: str, source: str) -> np.ndarray:
 
 @dataclass
 class ImageMatch:
-    """What one image adds to the statistics.
+    """The matched segments of one image.
 
     Attributes:
-        ground truth, predicted: the n true and m predicted segments.
-        counts: (n + 2, m + 2) shared pixels, see ``count_overlaps``.
-        rows, columns, iou: the matched pairs: positions among ground truth and predicted, and their IoU.
-        missed: (n,) bool, true segments that count as FN.
-        false: (m,) bool, predicted segments that count as FP.
+        ground_truth, predicted: The n true and m predicted segments.
+        counts: (n + 2, m + 2) numbers of shared pixels, see ``count_overlaps``.
+        rows, columns, iou: The matched pairs: their positions among the true and predicted segments, and their IoU.
+        missed: (n,) bool, whether a true segment counts as FN.
+        false: (m,) bool, whether a predicted segment counts as FP.
     """
 
     ground_truth: Segments
@@ -154,7 +169,7 @@ class ImageMatch:
 
     @property
     def quality(self) -> float | None:
-        """PQ of the image alone, all classes together, as a fraction; None without any segment that counts."""
+        """The PQ of the image alone, over all its segments, in 0..1; None if no segment counts."""
         weight = len(self.rows) + 0.5 * self.false.sum() + 0.5 * self.missed.sum()
         return float(self.iou.sum() / weight) if weight > 0 else None
 
@@ -169,10 +184,11 @@ def match_counts(
     """Match segments by the pixels that they share.
 
     Args:
-        counts: (n + 2, m + 2), see ``count_overlaps``.
-        ground truth, predicted: the n and m segments.
-        rules: "panopticapi", or "original": crowd ground truth is void, so that its pixels leave the union too.
-        gt_area: (n,) pixels of the true segments; default as the json states them, else as counted.
+        counts: (n + 2, m + 2) numbers of shared pixels, see ``count_overlaps``.
+        ground_truth, predicted: The n true and m predicted segments.
+        rules: The rules for void and crowd: "panopticapi", or "original", where crowd regions are void, so that their
+            pixels do not count in the union.
+        gt_area: (n,) numbers of pixels of the true segments; default what the json states, else what is counted.
     """
     intersection = counts[1:-1, 1:-1]
     predicted_area = counts[:, 1:-1].sum(axis=0)
@@ -190,7 +206,7 @@ def match_counts(
     rows, columns = matched.nonzero()
     excused = void
     if rules == "panopticapi":
-        # A dictionary by class: a later crowd region of the same class replaces an earlier one.
+        # As in panopticapi, a later crowd region replaces an earlier one of the same class.
         crowd_of_class = {int(c): k for k, c in enumerate(ground_truth.classes) if crowd[k]}
         excused = void + np.array(
             [
@@ -218,22 +234,22 @@ def match_image(
     predicted: Segments,
     rules: str = "panopticapi",
 ) -> ImageMatch:
-    """Match one image.
+    """Match the segments of one image.
 
     Args:
         gt_map, predicted_map: (H, W) integer ids, 0 = void, or (H, W, 3) uint8 with id = R + 256 G + 65536 B.
-        ground truth, predicted: their segments.
-        rules: see ``match_counts``.
+        ground_truth, predicted: The segments of the maps.
+        rules: The rules for void and crowd, see ``match_counts``.
 
     Raises:
-        UserError: maps of different sizes, a predicted id that no segment has, or a segment without a pixel.
+        UserError: The maps differ in size, a predicted id belongs to no segment, or a predicted segment has no pixel.
     """
     sizes = gt_map.shape[:2], predicted_map.shape[:2]
     if sizes[0] != sizes[1]:
         (height, width), (predicted_height, predicted_width) = sizes
         raise UserError(
-            f"the prediction is {predicted_width} x {predicted_height} pixels and the ground truth {width} x {height}; they "
-            "must have the same size"
+            f"the prediction is {predicted_width} x {predicted_height} pixels and the ground truth {width} x {height}; "
+            "they must have the same size"
         )
     counts = count_overlaps(gt_map, ground_truth.ids, predicted_map, predicted.ids)
     if counts[:, -1].any():

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML page that needs nothing but itself."""
+"""The report of an evaluation: a self-contained HTML page, beside metrics.json and per_class.csv."""
 
 import base64
 import io
@@ -15,12 +15,22 @@ from ..io import atomic_write, rgb_to_ids, write_json
 from ..structures.classes import Classes
 from ..visualization import draw_overlay
 from .charts import STYLE, bars, confusion_table, line_chart
-from .counting import places
+from .counting import number_segments
 from .dataset_statistics import DatasetStatistics, Example
 from .panoptic_quality import Segments
-from .tables import averages, other_metrics, part_of_classes, per_class_rows, without_nan, write_per_class
+from .tables import (
+    COLUMNS,
+    OPTIONAL_COLUMNS,
+    averages,
+    other_metrics,
+    part_of_classes,
+    per_class_rows,
+    without_nan,
+    write_per_class,
+)
 
-# For an image id: its name, the image (RGB) or None, the true image of ids and its segments.
+#: From an image id to the name of the image, the (H, W, 3) uint8 RGB image or None, the (H, W, 3) uint8 image of true
+#: ids and the true segments.
 LoadGroundTruth = Callable[[Any], tuple[str, np.ndarray | None, np.ndarray, Segments]]
 
 
@@ -36,13 +46,13 @@ def write_reports(
     """Write metrics.json, per_class.csv and report.html.
 
     Args:
-        output_dir: folder, made where it does not exist.
-        title: of the page.
-        classes: in the order of the statistics.
-        statistics: of the data set.
-        rules: "panopticapi" or "original", as the statistics were made.
-        load_ground_truth: reads what is shown of one image.
-        results: of Detectron2's evaluators too.
+        output_dir: The folder of the files; it is created if it does not exist.
+        title: The title of the page.
+        classes: The classes in the order of the statistics.
+        statistics: The statistics of the data set.
+        rules: The rules by which the statistics were made, "panopticapi" or "original".
+        load_ground_truth: Reads the image and ground truth of an example.
+        results: The results of Detectron2's evaluation loop, if there are any.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     metrics = {
@@ -96,9 +106,8 @@ def _page(
 def _class_section(classes: Classes, statistics: DatasetStatistics, results: dict[str, Any] | None) -> str:
     rows = per_class_rows(classes, statistics, results)
     colors = dict(zip(classes.names, classes.colors, strict=True))
-    optional = {"semantic_iou": "IoU", "box_ap": "box AP", "mask_ap": "mask AP"}
-    optional = {key: label for key, label in optional.items() if any(row[key] is not None for row in rows)}
-    head = ["PQ", "SQ", "RQ", "TP", "FP", "FN", *optional.values()]
+    optional = {k: label for k, label in OPTIONAL_COLUMNS.items() if any(row[k] is not None for row in rows)}
+    head = [*COLUMNS.values(), *optional.values()]
     body = []
     for row in sorted(rows, key=lambda r: -r["pq"]):
         occurs = row["tp"] + row["fp"] + row["fn"] > 0
@@ -183,15 +192,13 @@ def _example_section(
 
 
 def _for_drawing(ids: np.ndarray, segments: Segments, classes: Classes) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The map with ids 1..n, and segments_info, as ``draw_overlay`` wants them."""
-    labels = places(ids, segments.ids)
+    """Return the map with ids 1..n and its segments in the form that ``draw_overlay`` takes."""
+    labels = number_segments(ids, segments.ids)
     labels[labels > len(segments.ids)] = 0
     areas = np.bincount(labels.ravel(), minlength=len(segments.ids) + 1)
     info = []
     for k, label in enumerate(segments.classes.tolist(), 1):
-        isthing = label >= classes.num_stuff
-        segment = {"id": k, "isthing": isthing, "category_id": label - classes.num_stuff if isthing else label}
-        segment["area"] = int(areas[k])
+        segment = {"id": k, **classes.from_label(label), "area": int(areas[k])}
         score = np.nan if segments.scores is None else segments.scores[k - 1]
         info.append(segment if np.isnan(score) else {**segment, "score": float(score)})
     return labels, info

@@ -1,4 +1,4 @@
-"""Results of an evaluation as rows: for the screen, for per_class.csv and for the report."""
+"""The results of an evaluation as tables: for the screen, per_class.csv and the report."""
 
 import csv
 import math
@@ -14,32 +14,35 @@ from .dataset_statistics import DatasetStatistics
 from .panoptic_quality import PanopticStatistics
 
 PARTS = ("All", "Things", "Stuff")
+#: The columns of the tables of classes, by key of ``per_class_rows``.
+COLUMNS = {"pq": "PQ", "sq": "SQ", "rq": "RQ", "tp": "TP", "fp": "FP", "fn": "FN"}
+OPTIONAL_COLUMNS = {"semantic_iou": "IoU", "box_ap": "box AP", "mask_ap": "mask AP"}
 
 
 def part_of_classes(part: str, classes: Classes) -> np.ndarray:
-    """(C,) bool: the classes that "All", "Things" or "Stuff" names."""
+    """Return the (C,) bool selection of the classes that ``part`` ("All", "Things" or "Stuff") names."""
     isthing = np.arange(len(classes.names)) >= classes.num_stuff
     return {"All": np.ones_like(isthing), "Things": isthing, "Stuff": ~isthing}[part]
 
 
 def averages(quality: PanopticStatistics, classes: Classes, rules: str) -> dict[str, dict[str, float]]:
-    """{"All", "Things", "Stuff": {"pq", "sq", "rq", "n"}}, fractions of 1."""
+    """Return the means {"All", "Things", "Stuff": {"pq", "sq", "rq", "n"}}, in 0..1; n is a number of classes."""
     return {part: quality.average(part_of_classes(part, classes), rules) for part in PARTS}
 
 
 def per_class_rows(
     classes: Classes, statistics: DatasetStatistics, results: dict[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """One row per class, stuff first.
+    """Return one row per class, stuff first.
 
     Args:
-        classes: names, in the order of the statistics.
-        statistics: of the data set.
-        results: of Detectron2's evaluators, for the columns box_ap, mask_ap and miou's parts.
+        classes: The classes in the order of the statistics.
+        statistics: The statistics of the data set.
+        results: The results of Detectron2's evaluation loop, for box_ap, mask_ap and semantic_iou.
 
     Returns:
-        Rows with class, kind, pq, sq, rq (fractions), tp, fp, fn, iou (sum of matched IoU), semantic_iou, box_ap and
-        mask_ap (fractions, None where not known).
+        Dicts with class, kind, pq, sq, rq (in 0..1), tp, fp, fn, iou (the sum of matched IoU), semantic_iou, box_ap and
+        mask_ap (in 0..1, None if not known).
     """
     per_class = statistics.quality.per_class()
     fused_iou = statistics.semantic_iou()
@@ -57,14 +60,14 @@ def per_class_rows(
 
 
 def _known(value: float) -> float | None:
-    # Detectron2 says -1 or NaN where there is nothing to measure.
+    """Return None for -1 and NaN, by which Detectron2 marks what cannot be measured."""
     return None if math.isnan(value) or value < 0 else float(value)
 
 
 def write_per_class(
     path: Path, classes: Classes, statistics: DatasetStatistics, results: dict[str, Any] | None = None
 ) -> None:
-    """Write ``per_class_rows`` as CSV; what is not known stays empty."""
+    """Write ``per_class_rows`` as CSV; values that are not known are empty."""
     rows = per_class_rows(classes, statistics, results)
     with atomic_write(path, "w") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -72,20 +75,33 @@ def write_per_class(
         writer.writerows(rows)
 
 
+def format_classes(rows: list[dict[str, Any]], columns: tuple[str, ...] = ()) -> str:
+    """Return a table of classes for the screen, fractions in percent.
+
+    Args:
+        rows: Dicts with "class", the keys of ``COLUMNS`` and ``columns``; None stands for what is not known.
+        columns: Further columns, of ``OPTIONAL_COLUMNS``.
+    """
+    heads = COLUMNS | {key: OPTIONAL_COLUMNS[key] for key in columns}
+    body = [[row["class"], *(_percent(row[key], key) for key in heads)] for row in rows]
+    return tabulate(body, ["class", *heads.values()], floatfmt=".2f", missingval="-")
+
+
+def format_averages(means: dict[str, dict[str, float]]) -> str:
+    """Return a table of what ``averages`` returns, in percent."""
+    body = [[part, *(100 * means[part][key] for key in ("pq", "sq", "rq")), means[part]["n"]] for part in PARTS]
+    return tabulate(body, ["", "PQ", "SQ", "RQ", "classes"], floatfmt=".2f")
+
+
 def format_tables(
     classes: Classes, statistics: DatasetStatistics, rules: str, results: dict[str, Any] | None = None
 ) -> str:
-    """Two tables for the screen, in percent: per class, and the means."""
+    """Return the tables of classes and of means, and the other metrics, in percent; see ``per_class_rows``."""
     rows = per_class_rows(classes, statistics, results)
-    columns = {"pq": "PQ", "sq": "SQ", "rq": "RQ", "tp": "TP", "fp": "FP", "fn": "FN", "semantic_iou": "IoU"}
-    columns |= {"box_ap": "box AP", "mask_ap": "mask AP"} if results and "segm" in results else {}
-    body = [[row["class"], *(_percent(row[key], key) for key in columns)] for row in rows]
-    per_class = tabulate(body, ["class", *columns.values()], floatfmt=".2f", missingval="-")
-    means = averages(statistics.quality, classes, rules)
-    body = [[part, *(100 * m[k] for k in ("pq", "sq", "rq")), m["n"]] for part, m in means.items()]
-    text = f"{per_class}\n\n{tabulate(body, ['', 'PQ', 'SQ', 'RQ', 'classes'], floatfmt='.2f')}"
+    columns = ("semantic_iou", "box_ap", "mask_ap") if results and "segm" in results else ("semantic_iou",)
     others = [f"{label} {value:.2f}" for label, value in other_metrics(statistics, results)]
-    return f"{text}\n\n{'   '.join(others)}"
+    means = format_averages(averages(statistics.quality, classes, rules))
+    return f"{format_classes(rows, columns)}\n\n{means}\n\n{'   '.join(others)}"
 
 
 def _percent(value: float | None, key: str) -> float | None:
@@ -93,7 +109,7 @@ def _percent(value: float | None, key: str) -> float | None:
 
 
 def other_metrics(statistics: DatasetStatistics, results: dict[str, Any] | None) -> list[tuple[str, float]]:
-    """Labels and values in percent of what is not PQ: mIoU, box and mask AP, where known."""
+    """Return labels and values in percent of mIoU, box AP and mask AP, as far as they are known."""
     results = results or {}
     if "sem_seg" in results:
         known = [("mIoU", results["sem_seg"]["mIoU"])]
@@ -107,7 +123,7 @@ def other_metrics(statistics: DatasetStatistics, results: dict[str, Any] | None)
 
 
 def without_nan(results: Any) -> Any:
-    """The same nested dicts with None for NaN, which json does not have."""
+    """Return nested dicts with None in place of NaN, which json does not have."""
     if isinstance(results, dict):
         return {key: without_nan(value) for key, value in results.items()}
     return None if isinstance(results, float) and math.isnan(results) else results

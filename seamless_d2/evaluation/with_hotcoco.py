@@ -1,10 +1,12 @@
-"""PQ by hotcoco (the extra "fast"), which decodes and counts in compiled code: half the time of our own pass.
+"""PQ by hotcoco (the extra "fast"), which decodes and counts in compiled code in half the time of ``from_files``.
 
-It gives nothing but PQ, so that the reports take our own pass.
+It computes nothing but PQ, so that the reports need the pass of ``from_files``.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from ..io import is_rgb_png
-from .from_files import FilePairs
 from .panoptic_quality import PanopticStatistics
 
 try:
@@ -13,32 +15,37 @@ except ImportError:
     PanopticEval = None
 
 
-def quality_by_hotcoco(files: FilePairs) -> PanopticStatistics | None:
-    """The sums of PQ by panopticapi's rules.
+def quality_by_hotcoco(
+    gt_json: Path,
+    prediction_json: Path,
+    gt_dir: Path,
+    prediction_dir: Path,
+    *,
+    images: Iterable[Path],
+    dataset_ids: list[int],
+) -> PanopticStatistics | None:
+    """Compute the sums of PQ by panopticapi's rules.
+
+    Args:
+        gt_json, prediction_json: Two COCO-panoptic jsons.
+        gt_dir, prediction_dir: The folders of their PNGs.
+        images: The paths of all PNGs, true and predicted.
+        dataset_ids: The category id of each class, in the order of the sums.
 
     Returns:
-        None where hotcoco is not installed, where it would read the maps otherwise than we do (it takes grey images
-        for RGB), and where it finds anything wrong: our own pass then says what.
+        The sums, or None if hotcoco is not installed, reads the maps in another way (it takes gray images for RGB) or
+        finds anything wrong; the pass of ``from_files`` then reports the error.
     """
-    if PanopticEval is None:
-        return None
-    images = (
-        folder / annotation["file_name"]
-        for pair in files.pairs
-        for folder, annotation in zip((files.gt_dir, files.prediction_dir), pair, strict=True)
-    )
-    if not all(map(is_rgb_png, images)):
+    if PanopticEval is None or not all(map(is_rgb_png, images)):
         return None
     try:
-        evaluation = PanopticEval(
-            files.gt_json, files.prediction_json, gt_folder=files.gt_dir, pred_folder=files.prediction_dir
-        )
+        evaluation = PanopticEval(gt_json, prediction_json, gt_folder=gt_dir, pred_folder=prediction_dir)
         evaluation.evaluate()
         per_class = evaluation.results()["per_class"]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return None
-    quality = PanopticStatistics(len(files.classes.names))
-    for k, dataset_id in enumerate(files.classes.dataset_ids):
+    quality = PanopticStatistics(len(dataset_ids))
+    for k, dataset_id in enumerate(dataset_ids):
         for key in ("iou", "tp", "fp", "fn"):
             getattr(quality, key)[k] = per_class[dataset_id][key]
     return quality

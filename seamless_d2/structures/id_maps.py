@@ -1,7 +1,7 @@
-"""Id maps of whole images in little memory.
+"""Operations on id maps of whole images in little memory.
 
-A temporary of 8 bytes per pixel costs 100 MB for 12 megapixels, and ``np.unique`` makes several: here maps are looked
-up, counted and measured a few rows at a time.
+A temporary of 8 bytes per pixel takes 100 MB for 12 megapixels, and ``np.unique`` makes several. These functions look
+up, count and measure maps a few rows at a time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,68 +10,87 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-# An id PNG holds ids of 24 bits.
+#: A segment of a panoptic map: a dict with id, isthing, category_id and area, for things also score.
+SegmentInfo = dict[str, Any]
+
+#: The number of ids that a panoptic PNG can hold (24 bits).
 NUM_IDS = 1 << 24
 
 
-def _rows(ids: np.ndarray) -> Iterator[slice]:
+def _split_rows(ids: np.ndarray) -> Iterator[slice]:
+    """Yield the rows of a map in bands."""
     return (slice(top, top + 256) for top in range(0, ids.shape[0], 256))
 
 
 def present_ids(ids: np.ndarray) -> list[int]:
-    """All ids of a map, ascending.
+    """Return all ids of a map in ascending order.
 
     Raises:
-        ValueError: an id below 0 or above 24 bits.
+        ValueError: An id is below 0 or has more than 24 bits.
     """
     if ids.size and (ids.min() < 0 or ids.max() >= NUM_IDS):
         raise ValueError(f"ids are {ids.min()} to {ids.max()}, but an id PNG holds 0 to {NUM_IDS - 1}")
-    # Large tables cost nothing: pages that are not touched are never made.
+    # The system allocates only the pages of this table that are written.
     present = np.zeros(NUM_IDS, bool)
-    for rows in _rows(ids):
+    for rows in _split_rows(ids):
         present[ids[rows]] = True
     return np.flatnonzero(present).tolist()
 
 
 def replace_ids(ids: np.ndarray, new_ids: dict[int, int]) -> np.ndarray:
-    """(H, W) int32 map with each id replaced; ids that ``new_ids`` lacks become 0."""
+    """Return an (H, W) int32 map with all ids replaced.
+
+    Args:
+        ids: (H, W) integer ids of at most 24 bits.
+        new_ids: The new id of each id; ids that are not listed become 0.
+    """
     table = np.zeros(NUM_IDS, np.int32)
     table[list(new_ids)] = list(new_ids.values())
     replaced = np.empty(ids.shape, np.int32)
-    for rows in _rows(ids):
+    for rows in _split_rows(ids):
         replaced[rows] = table[ids[rows]]
     return replaced
 
 
 def count_pairs(ids: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
-    """For each id of a map, how often each label of another map of the same size occurs with it.
+    """Count the labels of one map inside each segment of another map.
 
     Args:
-        ids: (H, W) integers.
-        labels: (H, W) small integers >= 0.
+        ids: (H, W) integer ids of at most 24 bits.
+        labels: (H, W) small integer labels of at least 0.
+
+    Returns:
+        For each id, the number of pixels of each label 0..max.
     """
     values, num_labels = present_ids(ids), int(labels.max(initial=0)) + 1
     table = np.zeros(NUM_IDS, np.int32)
     table[values] = np.arange(len(values))
     counts = np.zeros(len(values) * num_labels, np.int64)
-    for rows in _rows(ids):
+    for rows in _split_rows(ids):
         pairs = table[ids[rows]] * num_labels + labels[rows]
         counts += np.bincount(pairs.ravel(), minlength=len(counts))
     return dict(zip(values, counts.reshape(-1, num_labels), strict=True))
 
 
 def measure_segments(ids: np.ndarray, segments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The segments that have pixels, with their area and bbox (x, y, width, height).
+    """Measure the segments of a map.
+
+    Args:
+        ids: (H, W) integer ids, 0 = void.
+        segments: Dicts with id.
+
+    Returns:
+        Copies of the segments that have pixels, with area and bbox (x, y, width, height) in pixels.
 
     Raises:
-        ValueError: the map holds an id that no segment has, or one that no PNG can hold.
+        ValueError: The map has an id that no segment has, or one that no PNG can hold.
     """
     values = present_ids(ids)
     table = np.zeros(NUM_IDS, np.int32)
     table[values] = np.arange(len(values))
     areas = np.zeros(len(values), np.int64)
     low, high = np.full((len(values), 2), NUM_IDS), np.zeros((len(values), 2), np.int64)
-    for rows in _rows(ids):
+    for rows in _split_rows(ids):
         labels = table[ids[rows]]
         areas += np.bincount(labels.ravel(), minlength=len(values))
         boxes = label_boxes(labels, len(values)).astype(np.int64)
@@ -95,9 +114,15 @@ def measure_segments(ids: np.ndarray, segments: Iterable[dict[str, Any]]) -> lis
 def instance_annotations(
     ids: np.ndarray, segments: Iterable[dict[str, Any]], thing_ids: set[int]
 ) -> list[dict[str, Any]]:
-    """COCO instance annotations (compressed RLE) of the thing segments, without id and image_id."""
+    """Return COCO instance annotations of the things of a map, with compressed RLE, but without id and image_id.
+
+    Args:
+        ids: (H, W) integer ids.
+        segments: Dicts with id, category_id, iscrowd, area and bbox.
+        thing_ids: The category ids of the things.
+    """
     things = [s for s in segments if s["category_id"] in thing_ids]
-    # The encoder wants masks by columns: one transposition instead of one per instance.
+    # The encoder takes masks in column-major order; transposing the map once is faster than each mask.
     columns = np.asfortranarray(ids) if things else ids
     result = []
     for segment in things:
@@ -115,18 +140,19 @@ def instance_annotations(
 
 
 def thing_categories(categories: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The categories of an instance json."""
+    """Return the categories of an instance json: the things among the categories of a panoptic json."""
     return [{"id": c["id"], "name": c["name"], "supercategory": c["name"]} for c in categories if c["isthing"]]
 
 
 def label_boxes(labels: np.ndarray, num_labels: int) -> np.ndarray:
-    """Tight boxes of all labels of a map in two passes.
+    """Return the tight boxes of all labels of a map.
 
     Args:
-        labels: (H, W) integers in 0..num_labels-1.
+        labels: (H, W) integer labels in 0..num_labels-1.
+        num_labels: The number of labels.
 
     Returns:
-        (num_labels, 4) float32 x0, y0, x1, y1, half open; all zero for labels that do not occur.
+        (num_labels, 4) float32 boxes x0, y0, x1, y1 in pixels, x1 and y1 exclusive; all 0 for labels that do not occur.
     """
     boxes = np.zeros((num_labels, 4), np.float32)
     labels = labels.astype(np.int64)
@@ -139,6 +165,3 @@ def label_boxes(labels: np.ndarray, num_labels: int) -> np.ndarray:
         boxes[some, low] = present[some].argmax(axis=1)
         boxes[some, high] = size - present[some, ::-1].argmax(axis=1)
     return boxes
-
-
-SegmentInfo = dict[str, Any]

@@ -122,6 +122,7 @@ class Dying:
         return draw(record)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = take(make(), 13)
     loader = make(Dying(tmp_path / "died"), num_workers=1, on_fault="skip")
@@ -130,7 +131,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, caplog: pytest.LogCaptur
     (message,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
     assert "DataLoader worker" in message and "image4" in message and "DATALOADER.NUM_WORKERS" in message
     with pytest.raises(UserError, match="boom"):
-        make()._count("boom", "")  # policy "stop"
+        make()._count_fault("boom", "")  # policy "stop"
     loader.close()
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 from seamless_d2 import register_panoptic
 from seamless_d2.data.mapper import SeamlessMapper
 from seamless_d2.errors import UserError
+from seamless_d2.structures.classes import Classes
 from seamless_d2.structures.id_maps import label_boxes
 
-from ..helpers.panoptic_files import id_to_rgb, scene, write_dataset
-from .test_registration import unique_name
+from ..helpers.panoptic_files import id_to_rgb, scene, unique_name, write_dataset
 
 
 def make_records(tmp_path, **maps) -> list[dict]:
@@ -23,7 +23,9 @@ def make_records(tmp_path, **maps) -> list[dict]:
 
 
 def make_mapper(*augmentations: T.Augmentation, is_train: bool = True, format: str = "RGB") -> SeamlessMapper:
-    return SeamlessMapper(is_train=is_train, augmentations=list(augmentations), image_format=format, num_stuff=2)
+    return SeamlessMapper(
+        is_train=is_train, augmentations=list(augmentations), image_format=format, classes=Classes.numbered(4, 2)
+    )
 
 
 def test_targets_of_the_scene(tmp_path) -> None:

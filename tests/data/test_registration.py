@@ -1,7 +1,6 @@
 """Registration and the convention of class ids."""
 
 import json
-import uuid
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,11 +13,7 @@ from seamless_d2.errors import UserError
 from seamless_d2.modeling.panoptic import register_classes
 from seamless_d2.structures.classes import Classes
 
-from ..helpers.panoptic_files import CATEGORIES, scene, write_dataset
-
-
-def unique_name() -> str:
-    return f"test_{uuid.uuid4().hex}"
+from ..helpers.panoptic_files import CATEGORIES, scene, unique_name, write_dataset
 
 
 def test_classes_are_stuff_then_things_in_the_order_of_the_json(tmp_path) -> None:

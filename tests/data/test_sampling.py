@@ -10,7 +10,7 @@ from seamless_d2 import get_config
 from seamless_d2.data.sampling import GroupedBatchSampler, build_train_sampler, repeat_factors
 from seamless_d2.errors import UserError
 
-from .test_registration import unique_name
+from ..helpers.panoptic_files import unique_name
 
 LANDSCAPE = [True, False, True, True, True, False, True, False, True, True, False, True, True]  # 9 and 4
 
@@ -39,10 +39,10 @@ def test_batches_are_of_one_kind_and_processes_do_not_overlap(world_size, per_pr
 
 def test_epochs_are_shuffled_by_seed_plus_epoch() -> None:
     (sampler,) = samplers(1, 2)
-    assert sampler.epoch(0) != sampler.epoch(1)
-    assert sampler.epoch(1) == samplers(1, 2, seed=4)[0].epoch(0)
+    assert sampler.list_batches(0) != sampler.list_batches(1)
+    assert sampler.list_batches(1) == samplers(1, 2, seed=4)[0].list_batches(0)
     assert list(itertools.islice(sampler, 30)) == list(itertools.islice(samplers(1, 2)[0], 30))
-    dropped = [set(range(13)) - set(itertools.chain(*sampler.epoch(number))) for number in range(9)]
+    dropped = [set(range(13)) - set(itertools.chain(*sampler.list_batches(number))) for number in range(9)]
     assert all(len(indices) == 1 for indices in dropped) and len(set.union(*dropped)) > 1  # not always the same
 
 
@@ -116,7 +116,7 @@ def test_batches_arrive_whole_from_detectron2s_loader(cfg, workers: int) -> None
         aspect_ratio_grouping=False,
         num_workers=workers,
     )
-    expected = GroupedBatchSampler(LANDSCAPE, 2, 5, rank=0, world_size=1).epoch(0)
+    expected = GroupedBatchSampler(LANDSCAPE, 2, 5, rank=0, world_size=1).list_batches(0)
     found = [[int(entry["image_id"]) for entry in batch] for batch in itertools.islice(loader, len(expected))]
     assert found == expected
 

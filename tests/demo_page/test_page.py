@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seamless_d2.demo_page.page import figure, serve, table, write_archive
+from seamless_d2.demo_page.page import make_figure, make_table, serve, write_archive
 from seamless_d2.errors import UserError
 
 from ..helpers.images import make_image
@@ -23,10 +23,10 @@ from ..prediction.test_formats import result
 
 
 def test_parts(tmp_path: Path) -> None:
-    markup = figure(result())
+    markup = make_figure(result())
     segments = json.loads(html.unescape(re.search(r'data-segments="(.*?)"', markup)[1]))
     assert segments == {"1": "car 88%", "2": "person 62%", "3": "road"}
-    rows = re.findall(r"<tr>.*?</tr>", table(result()))
+    rows = re.findall(r"<tr>.*?</tr>", make_table(result()))
     assert len(rows) == 4 and "road" in rows[1] and "52.2%" in rows[1] and "car" in rows[2]
     write_archive(result(), tmp_path / "a.zip", "a")
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
@@ -41,6 +41,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken(predictor) -> None:
     pytest.importorskip("gradio", reason="needs Gradio (the extra 'page')")
     with socket.socket() as taken:
@@ -70,6 +71,7 @@ def address(predictor) -> Iterator[str]:
     thread.join(20)
 
 
+@pytest.mark.slow
 def test_in_a_browser(address: str, tmp_path: Path, predictor) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

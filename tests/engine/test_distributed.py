@@ -103,11 +103,13 @@ def test_synchronised_statistics_are_those_of_the_joint_batch(tmp_path: Path, to
 
 
 OPTS = """
-SOLVER.MAX_ITER 3 SOLVER.CHECKPOINT_PERIOD 2 SEED 11 TEST.NUM_VISUALIZED_IMAGES 0 SOLVER.IMS_PER_BATCH 4 SOLVER.EMA.ENABLED True
+SOLVER.MAX_ITER 3 SOLVER.CHECKPOINT_PERIOD 2 SEED 11 TEST.NUM_VISUALIZED_IMAGES 0 SOLVER.IMS_PER_BATCH 4
+SOLVER.EMA.ENABLED True
 SOLVER.ACCUMULATE_STEPS 2 SOLVER.ON_NONFINITE skip MODEL.RESNETS.NORM SyncBN SOLVER.LOG_PERIOD 1
 """.split()
 
 
+@pytest.mark.slow
 def test_training_in_two_processes(tmp_path: Path, arguments) -> None:
     out, ended = tmp_path / "out", tmp_path / "weights"
 
@@ -152,6 +154,7 @@ def test_training_in_two_processes(tmp_path: Path, arguments) -> None:
     assert "Starting training from iteration 2" in (out / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_output_on_a_disk_that_others_do_not_see(tmp_path: Path, arguments) -> None:
     def work() -> None:
         folder = tmp_path / str(comm.get_rank())  # as on two machines without a common disk

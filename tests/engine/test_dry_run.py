@@ -22,6 +22,7 @@ def dry(arguments):
     return make
 
 
+@pytest.mark.slow
 def test_report(tmp_path: Path, dry, capsys: pytest.CaptureFixture) -> None:
     opts = ("INPUT.MIN_SIZE_TRAIN", "(32,64)", "SOLVER.ACCUMULATE_STEPS", "2", "SOLVER.IMS_PER_BATCH", "4")
     report = run(dry(*opts, "SOLVER.MAX_ITER", "50"))

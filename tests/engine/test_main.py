@@ -13,6 +13,7 @@ from seamless_d2.errors import UserError
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask", "loss_sem_seg"}
 
 
+@pytest.mark.slow
 def test_train_resume_and_evaluate(tmp_path: Path, arguments) -> None:
     results = run(arguments())
     assert {"panoptic_seg", "bbox", "segm", "sem_seg"} <= set(results)
@@ -34,6 +35,7 @@ def test_train_resume_and_evaluate(tmp_path: Path, arguments) -> None:
     assert json.loads((out / "evaluation.json").read_text())["panoptic_seg"]["PQ"] == again["panoptic_seg"]["PQ"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["RepeatFactorTrainingSampler", "GroupedBatchSampler"])
 def test_samplers_and_crops(arguments, sampler: str) -> None:
     opts = ["DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", "0.5", "SOLVER.MAX_ITER", "1"]
@@ -56,6 +58,7 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path: Path, arguments)
     assert not list((tmp_path / "out").glob("*.pth"))
 
 
+@pytest.mark.slow
 def test_epochs_set_the_length(tmp_path: Path, arguments) -> None:
     run(arguments("SOLVER.EPOCHS", "1"))  # 4 images, 2 a batch
     assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == 1

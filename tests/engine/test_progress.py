@@ -45,6 +45,7 @@ def test_resident_memory_grows_with_what_is_held() -> None:
     assert resident_memory() - before == pytest.approx(held.nbytes / 1e9, rel=0.2)
 
 
+@pytest.mark.slow
 def test_tensorboard_has_scalars_and_images(tmp_path: Path, arguments) -> None:
     run(arguments("SOLVER.MAX_ITER", "2", "SOLVER.LOG_PERIOD", "1", "TEST.NUM_VISUALIZED_IMAGES", "1"))
     events = EventAccumulator(str(tmp_path / "out"))
@@ -67,6 +68,7 @@ def write_history(folder: Path) -> None:
     (folder / "evaluations.json").write_text('{"100": {"panoptic_seg/PQ": 20.0}, "200": {"panoptic_seg/PQ": 30.5}}')
 
 
+@pytest.mark.slow
 def test_curves(tmp_path: Path) -> None:
     write_history(tmp_path / "run")
     lines = read_metrics(tmp_path / "run" / "metrics.json")

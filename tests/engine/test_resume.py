@@ -22,7 +22,8 @@ from seamless_d2.errors import UserError
 from .conftest import in_child
 
 OPTS = """
-SOLVER.MAX_ITER 7 SOLVER.CHECKPOINT_PERIOD 2 TEST.EVAL_PERIOD 4 SEED 11 SOLVER.EMA.ENABLED True TEST.NUM_VISUALIZED_IMAGES 0
+SOLVER.MAX_ITER 7 SOLVER.CHECKPOINT_PERIOD 2 TEST.EVAL_PERIOD 4 SEED 11 SOLVER.EMA.ENABLED True
+TEST.NUM_VISUALIZED_IMAGES 0
 SOLVER.IMS_PER_BATCH 4 SOLVER.ACCUMULATE_STEPS 2 INPUT.MIN_SIZE_TRAIN (48,64) SOLVER.LOG_PERIOD 2
 """.split()
 
@@ -95,7 +96,7 @@ KILLS = {
     "in an evaluation": at(SeamlessTrainer, "_test", 1),
     "between best weights and history": at(SeamlessCheckpointer, "save", 1, after=True),
     "between two forward passes": at(step_module.TrainingStep, "_backward", 4),
-    "after the optimiser's step": at(step_module.TrainingStep, "_optimise", 2, after=True),
+    "after the optimizer's step": at(step_module.TrainingStep, "_update_weights", 2, after=True),
     "in the middle of the last checkpoint": in_the_middle_of_checkpoint(2),
     "in the last evaluation": at(SeamlessTrainer, "_test", 1),
 }
@@ -136,6 +137,7 @@ def calm(calm_folder: Path, start) -> dict:
     return final(calm_folder)
 
 
+@pytest.mark.slow
 def test_killed_anywhere(tmp_path: Path, start, calm: dict, calm_folder: Path) -> None:
     folder = tmp_path / "out"
     for number, (name, kill) in enumerate(KILLS.items()):
@@ -150,6 +152,7 @@ def test_killed_anywhere(tmp_path: Path, start, calm: dict, calm_folder: Path) -
     assert sorted(set(lines)) == lines
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(tmp_path: Path, start, calm: dict) -> None:
     # So that the comparisons of this file can fail.
     assert start(tmp_path / "out", "SEED", "12", "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0") == 0
@@ -157,6 +160,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path, start, calm: dict) -> 
         assert_same(final(tmp_path / "out")["model"], calm["model"])
 
 
+@pytest.mark.slow
 def test_preemption_writes_a_checkpoint_and_ends_cleanly(tmp_path: Path, start, calm: dict) -> None:
     def send(name: str) -> Callable[[], None]:
         return lambda: os.kill(os.getpid(), signal.Signals[name])
@@ -185,6 +189,7 @@ def unfinished(tmp_path: Path, calm: dict, calm_folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(unfinished: Path, start, arguments, calm: dict) -> None:
     numbered = sorted(unfinished.glob("model_0*.pth"))
     assert [f.name for f in numbered] == ["model_0000001.pth", "model_0000003.pth", "model_0000005.pth"]
@@ -195,7 +200,7 @@ def test_a_damaged_checkpoint_is_passed_over(unfinished: Path, start, arguments,
     assert start(unfinished) == 0
     log = (unfinished / "log.txt").read_text()
     for file, earlier in ((numbered[2], numbered[1]), (numbered[1], numbered[0])):
-        assert f"checkpoint {file} cannot be read" in log and f"Going on from an earlier one: {earlier}" in log
+        assert f"checkpoint {file} cannot be read" in log and f"Resuming from an earlier one: {earlier}" in log
     assert "wrong checksum" in log
     assert_same(final(unfinished), calm)
     for file in unfinished.glob("model_*.pth"):
@@ -219,6 +224,7 @@ def test_a_full_disk_is_told_and_loses_nothing(unfinished: Path, start) -> None:
     assert not (unfinished / "model_final.pth").exists() and not list(unfinished.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_old_checkpoints_go_and_a_longer_schedule_goes_on(unfinished: Path, start, monkeypatch) -> None:
     monkeypatch.setattr("seamless_d2.engine.trainer.plot_metrics", plot_metrics)
     assert start(unfinished, "SOLVER.CHECKPOINTS_TO_KEEP", "2", "SOLVER.MAX_ITER", "9") == 0
@@ -235,7 +241,7 @@ def test_old_checkpoints_go_and_a_longer_schedule_goes_on(unfinished: Path, star
     ("opts", "words"),
     [
         (("MODEL.FPN.OUT_CHANNELS", "8"), "model_0000005.pth: .*does not fit this model"),
-        (("SOLVER.NORM_LR_FACTOR", "0.5", "SOLVER.WEIGHT_DECAY_BIAS", "0.5"), "optimiser does not fit this config"),
+        (("SOLVER.NORM_LR_FACTOR", "0.5", "SOLVER.WEIGHT_DECAY_BIAS", "0.5"), "optimizer does not fit this config"),
     ],
 )
 def test_a_checkpoint_of_another_config(unfinished: Path, arguments, opts: tuple[str, ...], words: str) -> None:

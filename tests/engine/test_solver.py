@@ -6,6 +6,7 @@ from torch import nn
 
 from seamless_d2 import get_config
 from seamless_d2.engine.solver import build_lr_scheduler, build_optimizer, norm_parameter_names
+from seamless_d2.errors import UserError
 from seamless_d2.modeling.norm import make_norm_act
 from seamless_d2.modeling.ops.inplace_norm import Activation
 
@@ -107,14 +108,54 @@ def test_factor_zero_freezes_norms_while_statistics_go_on() -> None:
     assert not torch.equal(before["norm.running_mean"], after["norm.running_mean"])
 
 
+@pytest.mark.parametrize("name", ["AdamW", "adamw"])
 @pytest.mark.parametrize("clip", [False, True])
-def test_a_fused_step_is_the_same_step(toy_cfg, clip: bool) -> None:
-    toy_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip
+def test_adamw_has_the_same_groups_and_clipping(name: str, clip: bool) -> None:
+    cfg = get_config("Base-Seamless.yaml")
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.NORM_LR_FACTOR, cfg.SOLVER.CLIP_GRADIENTS.ENABLED = name, 0.5, clip
+    model, reference = Net("BN"), Net("BN")
+    reference.load_state_dict(model.state_dict())
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    expected = torch.optim.AdamW(
+        [
+            {"params": list(reference.conv.parameters()), "lr": 0.01, "weight_decay": 0.0001},
+            {"params": list(reference.norm.parameters()), "lr": 0.005, "weight_decay": 0.0},
+        ]
+    )
+    for step in range(3):
+        torch.manual_seed(step)
+        image = torch.randn(2, 3, 4, 4)
+        for net in (model, reference):
+            net.norm(net.conv(image)).square().sum().backward()
+        if clip:
+            torch.nn.utils.clip_grad_value_(reference.parameters(), cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
+        for either in (optimizer, expected):
+            either.step()
+            either.zero_grad()
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_optimizer_is_found_in_any_case_or_refused() -> None:
+    cfg = get_config("Base-Seamless.yaml")
+    cfg.SOLVER.OPTIMIZER = "sgd"
+    assert isinstance(build_optimizer(cfg, Net("BN")), torch.optim.SGD)
+    cfg.SOLVER.OPTIMIZER = "Lion"
+    with pytest.raises(UserError, match="SOLVER.OPTIMIZER is 'Lion'; use SGD or AdamW"):
+        build_optimizer(cfg, Net("BN"))
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_fused_step_is_the_same_step(toy_cfg, clip: bool, optimizer: str) -> None:
+    toy_cfg.SOLVER.CLIP_GRADIENTS.ENABLED, toy_cfg.SOLVER.OPTIMIZER = clip, optimizer
     weights = {}
     for fused in (False, True):
         torch.manual_seed(0)
         toy_cfg.SOLVER.FUSED_OPTIMIZER = fused
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        # No gradient is zero but for rounding, which AdamW would normalize to whole steps.
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
         optimizer = build_optimizer(toy_cfg, model)
         for _ in range(3):
             model(torch.randn(2, 3, 8, 8)).square().sum().backward()

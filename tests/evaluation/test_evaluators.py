@@ -17,9 +17,9 @@ from seamless_d2.evaluation import PanopticEvaluator, build_evaluators
 from seamless_d2.evaluation.ground_truth import SemanticGroundTruth, write_instance_json
 from seamless_d2.evaluation.instance_evaluator import fused_instances, resize_instances
 from seamless_d2.evaluation.semantic_evaluator import fused_labels
+from seamless_d2.structures.classes import Classes
 
-from ..data.test_registration import unique_name
-from ..helpers.panoptic_files import scene, write_dataset
+from ..helpers.panoptic_files import scene, unique_name, write_dataset
 from .test_ground_truth import perfect_output
 
 
@@ -43,11 +43,14 @@ def test_fused_labels_keep_large_uncovered_things() -> None:
     panoptic = torch.tensor([[1, 1, 0, 0, 0], [2, 2, 0, 0, 0]], dtype=torch.int32)
     semantic = torch.tensor([[2, 0, 3, 3, 1], [0, 0, 3, 2, 1]])
     info = [{"id": 1, "isthing": True, "category_id": 0, "score": 1.0}, {"id": 2, "isthing": False, "category_id": 0}]
-    sizes = {"num_stuff": 2, "num_classes": 4}
-    labels = fused_labels(panoptic, info, semantic, **sizes, area_limit=3)
+    classes = Classes.numbered(4, 2)
+    labels = fused_labels(panoptic, info, semantic, classes=classes, area_limit=3)
     assert labels.tolist() == [[2, 2, 3, 3, 4], [0, 0, 3, 4, 4]]  # the single 2 is too small, 1 is stuff too small
-    assert fused_labels(panoptic, info, None, **sizes, area_limit=3).tolist() == [[2, 2, 4, 4, 4], [0, 0, 4, 4, 4]]
-    assert (fused_labels(panoptic * 0, [], None, **sizes, area_limit=0) == 4).all()
+    assert fused_labels(panoptic, info, None, classes=classes, area_limit=3).tolist() == [
+        [2, 2, 4, 4, 4],
+        [0, 0, 4, 4, 4],
+    ]
+    assert (fused_labels(panoptic * 0, [], None, classes=classes, area_limit=0) == 4).all()
 
 
 def test_instances_at_another_size() -> None:
@@ -160,16 +163,38 @@ def test_given_instance_json_with_crowd(tmp_path: Path) -> None:
     assert results[0] == pytest.approx(100) and results[1] < 60
 
 
-def test_boundary_iou_only_if_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("boundary", [False, True])
+@pytest.mark.parametrize("mode", ["separate", "panoptic"])
+def test_semantic_metrics_are_detectron2s(tmp_path: Path, mode: str, boundary: bool) -> None:
+    """Keys and values of ``SemSegEvaluator``; void of the fused map is one more class there."""
     name = register(tmp_path)
-    results = evaluate(name, tmp_path, [imperfect_output() for _ in range(2)], BOUNDARY_IOU=True)
-    reference = SemSegEvaluator(name, False, sem_seg_loading_fn=SemanticGroundTruth(name))
+    classes = Classes.from_metadata(MetadataCatalog.get(name))
+    outputs = []
+    for seed in range(2):
+        output = imperfect_output()
+        noise = torch.rand(output["sem_seg"].shape, generator=torch.Generator().manual_seed(seed))
+        outputs.append({**output, "sem_seg": output["sem_seg"] + 1.2 * noise})
+    results = evaluate(name, tmp_path, outputs, EVAL_MODE=mode, BOUNDARY_IOU=boundary)["sem_seg"]
+    metadata = MetadataCatalog.get(unique_name())
+    metadata.set(
+        stuff_classes=[*classes.names, *(["void"] if mode == "panoptic" else [])], ignore_label=255, thing_classes=[]
+    )
+    DatasetCatalog.register(metadata.name, lambda: DatasetCatalog.get(name))
+    reference = SemSegEvaluator(metadata.name, False, sem_seg_loading_fn=SemanticGroundTruth(name))
     reference.reset()
-    for record in DatasetCatalog.get(name):
-        reference.process([record], [imperfect_output()])
-    expected = reference.evaluate()["sem_seg"]
-    assert any(key.startswith("BoundaryIoU") for key in expected)
-    assert {k: v for k, v in results["sem_seg"].items() if v == v} == {k: v for k, v in expected.items() if v == v}
+    for record, output in zip(DatasetCatalog.get(name), outputs, strict=True):
+        scores = output["sem_seg"]
+        if mode == "panoptic":
+            labels = fused_labels(*output["panoptic_seg"], scores.argmax(dim=0), classes=classes, area_limit=10)
+            scores = torch.nn.functional.one_hot(labels, len(classes.names) + 1).permute(2, 0, 1)
+            assert (labels == len(classes.names)).any()
+        reference.process([record], [{"sem_seg": scores}])
+    expected = {key: value for key, value in reference.evaluate()["sem_seg"].items() if not key.endswith("-void")}
+    assert any("Boundary" in key for key in expected)
+    if not boundary:
+        expected = {key: value for key, value in expected.items() if "Boundary" not in key and "min(" not in key}
+    assert list(results) == list(expected) and 0 < results["mIoU"] < 100
+    assert results == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from seamless_d2 import get_config, register_panoptic
 from seamless_d2.evaluation import build_evaluators
 from seamless_d2.evaluation.ground_truth import SemanticGroundTruth, write_instance_json
 
-from ..data.test_registration import unique_name
-from ..helpers.panoptic_files import scene, write_dataset
+from ..helpers.panoptic_files import scene, unique_name, write_dataset
 
 
 def register(tmp_path) -> str:

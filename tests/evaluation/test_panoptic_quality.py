@@ -86,7 +86,7 @@ def test_random_maps_equal_panopticapi(tmp_path: Path, seed: int) -> None:
     ways: dict[str, dict[str, Any]] = {"threads": {"workers": 2}, "one": {"workers": 1}}
     if with_hotcoco.PanopticEval is not None:
         ways["hotcoco"] = {}
-        assert with_hotcoco.quality_by_hotcoco(read_pairs(*files)) is not None
+        assert read_pairs(*files).quality_by_hotcoco() is not None
     for options in ways.values():
         result, _ = evaluate_files(*files, **options)
         for part in ("All", "Things", "Stuff"):

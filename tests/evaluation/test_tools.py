@@ -20,8 +20,7 @@ from seamless_d2.data.toy_streets import write_toy_streets
 from seamless_d2.evaluation import build_evaluators
 from seamless_d2.io import ids_to_rgb
 
-from ..data.test_registration import unique_name
-from ..helpers.panoptic_files import scene, write_dataset
+from ..helpers.panoptic_files import scene, unique_name, write_dataset
 
 
 @pytest.fixture

@@ -1,12 +1,19 @@
 """Tiny COCO-panoptic data sets drawn by hand."""
 
 import json
+import uuid
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from seamless_d2.structures.classes import Classes
+
+
+def unique_name() -> str:
+    """Return a name for a data set that no other test registers."""
+    return f"test_{uuid.uuid4().hex}"
+
 
 # Ids that are neither consecutive nor ordered, things before stuff, as in the wild.
 CATEGORIES = [

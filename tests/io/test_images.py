@@ -71,5 +71,5 @@ def test_id_map(tmp_path) -> None:
         Image.fromarray(np.array([[0, 7], [200, 3]], dtype)).save(tmp_path / "grey.png")
         assert read_id_map(tmp_path / "grey.png").tolist() == [[0, 7], [200, 3]]
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).quantize(2).save(tmp_path / "palette.png")
-    with pytest.raises(UserError, match="neither an RGB nor a grey PNG but P"):
+    with pytest.raises(UserError, match="neither an RGB nor a gray PNG but P"):
         read_id_map(tmp_path / "palette.png")

@@ -13,15 +13,14 @@ from PIL import Image
 from seamless_d2 import get_config, register_seamseg
 from seamless_d2.data.mapper import SeamlessMapper
 from seamless_d2.data.prepare.validate import validate
-from seamless_d2.data.registration import panoptic_entry, register_from_config
+from seamless_d2.data.registration import find_entry, register_from_config
 from seamless_d2.errors import UserError
 from seamless_d2.evaluation import build_evaluators
 from seamless_d2.io import read_id_map
 from seamless_d2.seamseg.dataset_to_coco import describe_json, prepare_seamseg, write_seamseg
 from seamless_d2.structures.classes import Classes
 
-from ..data.test_registration import unique_name
-from ..helpers.panoptic_files import scene, write_dataset
+from ..helpers.panoptic_files import scene, unique_name, write_dataset
 
 META = {
     "num_stuff": 2,
@@ -136,7 +135,7 @@ def test_direct_registration_trains(root) -> None:
     classes = Classes.from_metadata(MetadataCatalog.get(name))
     assert (classes.names, classes.num_stuff) == (META["categories"], 2)
     records = get_detection_dataset_dicts([name], filter_empty=True)
-    mapper = SeamlessMapper(is_train=True, augmentations=[], image_format="RGB", num_stuff=2)
+    mapper = SeamlessMapper(is_train=True, augmentations=[], image_format="RGB", classes=classes)
     for record in records:
         out = mapper(record)
         semantic, segments = decode(root, record["image_id"])
@@ -169,7 +168,7 @@ def test_direct_registration_is_evaluated(root, tmp_path, monkeypatch) -> None:
     name = unique_name()
     cfg.DATASETS.PANOPTIC = [[name, "old", "train"]]
     register_from_config(cfg, [name])
-    assert panoptic_entry(cfg, name) == (root, "train")
+    assert find_entry(cfg, name) == [name, "old", "train"]
     evaluators = build_evaluators(cfg, name)
     evaluators.reset()
     records = DatasetCatalog.get(name)
@@ -183,7 +182,7 @@ def test_direct_registration_is_evaluated(root, tmp_path, monkeypatch) -> None:
     assert len(things["annotations"]) == 5
     cfg.DATASETS.PANOPTIC = [["x", "old"]]
     with pytest.raises(UserError, match="root, split"):
-        panoptic_entry(cfg, "x")
+        find_entry(cfg, "x")
 
 
 def change_metadata(root: Path, change) -> None:

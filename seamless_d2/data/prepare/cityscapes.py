@@ -1,6 +1,6 @@
-"""Cityscapes' official layout -> COCO panoptic, where Detectron2's builtin data sets look for it.
+"""Conversion of Cityscapes in its official layout to COCO panoptic, where Detectron2's builtin data sets expect it.
 
-Same segments as cityscapesScripts' createPanopticImgs; the label table is Detectron2's copy of the evaluated labels.
+The segments are those of createPanopticImgs of cityscapesScripts; the labels are Detectron2's evaluated ones.
 """
 
 from functools import partial
@@ -19,21 +19,30 @@ from .writer import PanopticImage, write_panoptic_dataset
 
 SPLITS = ("train", "train_extra", "val", "test")
 EVALUATED = {category["id"]: category for category in CITYSCAPES_CATEGORIES}
-NUM_LABELS = 34  # 0..33, of which 19 are evaluated
-# The official tools do not draw the label "license plate" (-1); other tools store it, wrapped around.
+#: The number of labels, 0..33, of which 19 are evaluated.
+NUM_LABELS = 34
+#: The label "license plate" (-1) as unsigned numbers: the official tools do not draw it, but other tools do.
 LICENSE_PLATE = (255, 65535)
 
 
-def categories() -> list[dict[str, Any]]:
-    """Categories of the json: the evaluated labels, with the official ids."""
+def make_categories() -> list[dict[str, Any]]:
+    """Return the categories of the json: the evaluated labels with their official ids."""
     return [{key: c[key] for key in ("id", "name", "color", "isthing")} for c in CITYSCAPES_CATEGORIES]
 
 
 def convert_frame(path: Path, suffix: str, image_dir: Path) -> PanopticImage:
-    """One ``*_instanceIds.png``: pixel = label id, or 1000 * label id + instance.
+    """Convert an ``*_instanceIds.png``, whose pixels are label ids, or 1000 * label id + instance.
 
-    A thing's pixels without instance are a crowd region ("group"). Labels that are not evaluated are void. Also
-    writes ``*_labelTrainIds.png``, which Detectron2's builtin data sets ask for, where it is missing.
+    Pixels of a thing without an instance are a crowd region ("group"). Labels that are not evaluated are void. If
+    ``*_labelTrainIds.png``, which Detectron2's builtin data sets need, is missing, it is written too.
+
+    Args:
+        path: The PNG.
+        suffix: "gtFine" or "gtCoarse".
+        image_dir: The folder of the images of the split.
+
+    Raises:
+        UserError: The PNG or its image is missing or wrong.
     """
     values = read_instance_png(path)
     name = path.name.removesuffix(f"_{suffix}_instanceIds.png")
@@ -63,15 +72,15 @@ def prepare_cityscapes(root: str | Path, coarse: bool = False, workers: int | No
     """Write gtFine/cityscapes_panoptic_SPLIT.json, the folder of that name and cityscapes_instances_SPLIT.json.
 
     Args:
-        root: folder with leftImg8bit/ and gtFine/ (or gtCoarse/).
-        coarse: convert gtCoarse/ instead.
-        workers: processes; default one per CPU.
+        root: The folder with leftImg8bit/ and gtFine/ (or gtCoarse/).
+        coarse: Whether gtCoarse/ is converted instead of gtFine/.
+        workers: The number of processes; default one per CPU.
 
     Returns:
-        The panoptic jsons of the splits that are there.
+        The paths of the panoptic jsons of the splits that exist.
 
     Raises:
-        UserError: layout not found, or files that are wrong.
+        UserError: The layout is not found, or files are wrong.
     """
     root = Path(root)
     suffix = "gtCoarse" if coarse else "gtFine"
@@ -91,7 +100,7 @@ def prepare_cityscapes(root: str | Path, coarse: bool = False, workers: int | No
             png_dir=output.with_suffix(""),
             panoptic_json=output,
             instance_json=root / suffix / f"cityscapes_instances_{split}.json",
-            categories=categories(),
+            categories=make_categories(),
             workers=workers,
             description=f"{suffix} {split}",
         )

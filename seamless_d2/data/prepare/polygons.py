@@ -1,7 +1,7 @@
-"""A COCO detection json with polygons or RLE (Roboflow, CVAT, Label Studio, ...) -> COCO panoptic.
+"""Conversion of a COCO detection json with polygons or RLE (Roboflow, CVAT, Label Studio, ...) to COCO panoptic.
 
-Such exports mix things and stuff, overlap and know no depth order: larger regions are painted below smaller ones, and
-regions of one stuff class are one segment.
+Regions in such exports belong to things and stuff, overlap and have no depth order. Larger regions are painted below
+smaller ones, and all regions of one stuff class are one segment.
 """
 
 from collections import Counter, defaultdict
@@ -24,12 +24,17 @@ KEYS = {
 
 
 def region_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """(H, W) bool of a COCO segmentation: polygons, or RLE compressed or not.
+    """Decode a COCO segmentation.
 
-    Polygons of fewer than three points have no area.
+    Args:
+        segmentation: Polygons (those of fewer than three points have no area), or compressed or uncompressed RLE.
+        height, width: The size of the image in pixels.
+
+    Returns:
+        (height, width) bool mask.
 
     Raises:
-        ValueError: none of these.
+        ValueError: The segmentation has none of these forms, or another size.
     """
     try:
         if isinstance(segmentation, list):
@@ -38,7 +43,7 @@ def region_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
                 return np.zeros((height, width), bool)
             rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
         elif isinstance(segmentation["counts"], list):
-            # More runs than pixels would be written past the mask's end.
+            # The decoder would write runs beyond the number of pixels past the end of the mask.
             if sum(segmentation["counts"]) != segmentation["size"][0] * segmentation["size"][1]:
                 raise ValueError("its runs do not add up to its size")
             rle = coco_mask.frPyObjects(segmentation, *segmentation["size"])
@@ -53,15 +58,20 @@ def region_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def convert_image(item: tuple[dict[str, Any], list[dict[str, Any]]], things: set[int]) -> PanopticImage:
-    """Paint the regions of one image, the largest first."""
+    """Paint the regions of one image, the largest first.
+
+    Args:
+        item: The image entry of the json and its annotations.
+        things: The category ids of the things.
+    """
     image, annotations = item
     height, width = int(image["height"]), int(image["width"])
-    # Masks are drawn twice instead of kept: an image may have hundreds.
+    # Masks are decoded twice instead of kept, because an image may have hundreds.
     regions = [a for a in annotations if a.get("segmentation")]
     areas = [np.count_nonzero(region_mask(a["segmentation"], height, width)) for a in regions]
     ids = np.zeros((height, width), np.int32)
     segments: dict[Any, dict[str, Any]] = {}
-    # Of equal areas the later one in the file is on top.
+    # Of regions with equal areas, the later one in the file is on top.
     for number in sorted(range(len(regions)), key=lambda n: -areas[n]):
         region = regions[number]
         category = region["category_id"]
@@ -76,6 +86,7 @@ def convert_image(item: tuple[dict[str, Any], list[dict[str, Any]]], things: set
 
 
 def _read(source: Path) -> dict[str, Any]:
+    """Read and check a detection json."""
     content = read_json(source, "detection json")
     for kind, keys in KEYS.items():
         if not isinstance(content, dict) or not content.get(kind):
@@ -101,20 +112,23 @@ def prepare_polygons(
     """Write OUTPUT.json (panoptic), the folder OUTPUT/ of PNGs and OUTPUT_instances.json.
 
     Args:
-        source: the detection json.
-        things: names of the countable classes; all others are stuff. Classes that no region has are left out.
-        output: the panoptic json.
-        image_dir: folder of the images; they must exist.
-        workers: processes; default one per CPU.
+        source: The detection json.
+        things: The names of the countable classes; all others are stuff. Classes without regions are left out.
+        output: The panoptic json.
+        image_dir: The folder of the images, which must exist.
+        workers: The number of processes; default one per CPU.
+
+    Returns:
+        The path of the panoptic json.
 
     Raises:
-        UserError: malformed json, a thing that is no category, images missing.
+        UserError: The json is malformed, a thing is no category, or images are missing.
     """
     source, output, image_dir = Path(source), Path(output), Path(image_dir)
     if output.suffix != ".json" or output.resolve() == source.resolve():
         raise UserError(f"the output {output} must be another file than {source} and end in .json; choose another name")
     content = _read(source)
-    # A name may occur twice: as Roboflow's root category and as a class below it.
+    # In exports of Roboflow a name may occur twice, as the root category and as a class below it.
     names = {c["name"] for c in content["categories"]}
     unknown = [name for name in things if name not in names]
     if unknown:

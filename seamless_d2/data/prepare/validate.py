@@ -1,4 +1,4 @@
-"""Checks a COCO-panoptic data set for everything that later crashes or silently lowers PQ."""
+"""Validation of a COCO-panoptic data set: everything that would crash later or silently lower PQ."""
 
 import hashlib
 import json
@@ -19,6 +19,7 @@ from ...structures.id_maps import measure_segments, present_ids, replace_ids
 from .gallery import SHEET_IMAGES, write_gallery
 from .writer import map_parallel
 
+#: The keys that the entries of each list in the json must have.
 KEYS = {
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("image_id", "file_name", "segments_info"),
@@ -28,15 +29,15 @@ KEYS = {
 
 @dataclass
 class Report:
-    """What was found.
+    """The result of a validation.
 
     Attributes:
-        problems: (file, sentence) each.
-        segments: segments per category id.
-        crowds: crowd segments per category id.
-        pixels: pixels per category id; 0 = void.
-        images: number of images whose PNG could be compared with the json.
-        fixed: areas and boxes that were rewritten.
+        problems: A file and a sentence for each problem.
+        segments: The number of segments per category id.
+        crowds: The number of crowd segments per category id.
+        pixels: The number of pixels per category id; None stands for void.
+        images: The number of images whose PNG could be compared with the json.
+        fixed: The number of areas and boxes that were rewritten.
     """
 
     problems: list[tuple[str, str]] = field(default_factory=list)
@@ -47,14 +48,15 @@ class Report:
     fixed: int = 0
 
     def add(self, other: "Report") -> None:
+        """Add the report on other images."""
         self.problems += other.problems
         for counter in ("segments", "crowds", "pixels"):
             getattr(self, counter).update(getattr(other, counter))
         self.images += other.images
         self.fixed += other.fixed
 
-    def table(self, categories: list[dict[str, Any]]) -> str:
-        """Class counts and shares of the area, as text."""
+    def format_table(self, categories: list[dict[str, Any]]) -> str:
+        """Return a table with the numbers of segments and the fraction of pixels of each category, as text."""
         total = max(sum(self.pixels.values()), 1)
         rows = [
             [
@@ -70,8 +72,8 @@ class Report:
         rows.append(["", "void", "", "", "", f"{100 * self.pixels[None] / total:.2f}"])
         return tabulate(rows, ["id", "class", "kind", "segments", "crowds", "% of pixels"], tablefmt="simple")
 
-    def files(self) -> list[str]:
-        """One line per offending file: its first problem and the number of further ones."""
+    def list_files(self) -> list[str]:
+        """Return a line for each file with problems: the first problem and the number of further ones."""
         by_file = defaultdict(list)
         for file, text in self.problems:
             by_file[file].append(text)
@@ -81,18 +83,18 @@ class Report:
         ]
 
     def write(self, path: str | Path) -> None:
-        """One line of json per problem."""
+        """Write a line of json for each problem."""
         with atomic_write(path, "w") as file:
             for name, text in self.problems:
                 file.write(json.dumps({"file": name, "problem": text}) + "\n")
 
 
-def _repeated(values: Iterable[Any]) -> list[Any]:
+def _find_repeated(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 
 
 def _check_json(content: dict[str, Any], source: str) -> tuple[list[tuple[str, str]], dict[str, list[dict]]]:
-    """Problems that need no image, and the entries that have all their keys."""
+    """Return the problems that can be found without images, and the entries that have all their keys."""
     problems, whole = [], {}
     for kind, keys in KEYS.items():
         whole[kind] = []
@@ -110,7 +112,7 @@ def _check_json(content: dict[str, Any], source: str) -> tuple[list[tuple[str, s
         ("annotations", "image_id", "image id {} is annotated twice"),
         ("annotations", "file_name", "PNG {} belongs to two annotations"),
     ):
-        problems += [text.format(value) for value in _repeated(entry[key] for entry in whole[kind])]
+        problems += [text.format(value) for value in _find_repeated(entry[key] for entry in whole[kind])]
     listed = {image["id"] for image in whole["images"]}
     annotated = {annotation["image_id"] for annotation in whole["annotations"]}
     problems += [f"image id {i} is annotated but not listed" for i in sorted(annotated - listed, key=str)]
@@ -121,13 +123,24 @@ def _check_json(content: dict[str, Any], source: str) -> tuple[list[tuple[str, s
 def _check_segments(
     annotation: dict[str, Any], ids: Any, categories: dict[int, dict[str, Any]], fix: bool, report: Report
 ) -> list[str]:
-    """Sentences on one image's segments; counts go into the report, areas and boxes are rewritten with ``fix``."""
+    """Check the segments of one image.
+
+    Args:
+        annotation: The annotation; with ``fix``, its areas and boxes are rewritten in place.
+        ids: (H, W) ids of the PNG.
+        categories: The categories by id.
+        fix: Whether areas and boxes are rewritten.
+        report: The report, to which numbers of segments and pixels are added in place.
+
+    Returns:
+        A sentence for each problem.
+    """
     problems = []
     segments = [s for s in annotation["segments_info"] if "id" in s and "category_id" in s]
     if len(segments) < len(annotation["segments_info"]):
         problems.append("a segment has no id or no category_id")
     listed = [s["id"] for s in segments]
-    problems += [f"segment id {segment_id} is listed twice" for segment_id in _repeated(listed)]
+    problems += [f"segment id {segment_id} is listed twice" for segment_id in _find_repeated(listed)]
     if 0 in listed:
         problems.append("a segment has id 0, which means void")
     strange = sorted(set(present_ids(ids)) - {0, *listed})
@@ -151,7 +164,7 @@ def _check_segments(
             if not category["isthing"]:
                 problems.append(f"segment {segment['id']} is a crowd of {category['name']}, which is stuff")
         for key in ("area", "bbox"):
-            # Nothing reads boxes: they may be missing, but not wrong.
+            # Boxes may be missing, because nothing reads them, but not wrong.
             if segment.get(key) == true[key] or (key == "bbox" and segment.get(key) is None and not fix):
                 continue
             if fix:
@@ -172,7 +185,7 @@ def _check_image(
     panoptic_dir: Path,
     fix: bool,
 ) -> tuple[Report, dict[str, Any]]:
-    """The report on one image, and its annotation, in which areas and boxes were rewritten with ``fix``."""
+    """Return the report on one image, and its annotation, whose areas and boxes are rewritten with ``fix``."""
     image, annotation = item
     report = Report()
     image_file, png_file = image_dir / image["file_name"], panoptic_dir / annotation["file_name"]
@@ -195,8 +208,8 @@ def _check_image(
     return report, annotation
 
 
-def shared_images(images: list[Path], others: list[Path]) -> list[tuple[Path, Path]]:
-    """Pairs of images with the same bytes, whatever they are called."""
+def find_shared_images(images: list[Path], others: list[Path]) -> list[tuple[Path, Path]]:
+    """Return the pairs of files in two lists that have the same content, whatever their names."""
 
     def by_size(paths: list[Path]) -> dict[int, list[Path]]:
         sizes = defaultdict(list)
@@ -228,19 +241,19 @@ def validate(
     """Check a data set.
 
     Args:
-        panoptic_json: the json.
-        image_dir: folder of the images.
-        panoptic_dir: folder of the PNGs; default the json's path without ".json".
-        fix: rewrite areas and boxes in the json.
-        other: json and image folder of another split, which must not share images.
-        gallery: folder for one image per class and a contact sheet; None = none.
-        workers: processes; default one per available CPU.
+        panoptic_json: The json.
+        image_dir: The folder of the images.
+        panoptic_dir: The folder of the PNGs; default the path of the json without ".json".
+        fix: Whether wrong areas and boxes are rewritten in the json.
+        other: The json and the image folder of another split, which must not share images with this one.
+        gallery: The folder for a drawing of each class and a contact sheet, or None.
+        workers: The number of processes; default one per available CPU.
 
     Returns:
-        The report and the categories.
+        The report, and the categories of the json.
 
     Raises:
-        UserError: the json itself is missing or malformed.
+        UserError: The json itself is missing or malformed.
     """
     panoptic_json, image_dir = Path(panoptic_json), Path(image_dir)
     panoptic_dir = Path(panoptic_dir) if panoptic_dir else panoptic_json.with_suffix("")
@@ -254,14 +267,14 @@ def validate(
     images = {image["id"]: image for image in whole["images"]}
     if other is not None:
         theirs = [Path(other[1]) / i["file_name"] for i in read_json(other[0], "other json")["images"]]
-        for path, twin in shared_images([image_dir / i["file_name"] for i in whole["images"]], theirs):
+        for path, twin in find_shared_images([image_dir / i["file_name"] for i in whole["images"]], theirs):
             report.problems.append((str(path), f"the same image is {twin} of {other[0]}; splits must be apart"))
     categories = {c["id"]: c for c in whole["categories"]}
     annotations = [a for a in whole["annotations"] if a["image_id"] in images]
     check = partial(_check_image, categories=categories, image_dir=image_dir, panoptic_dir=panoptic_dir, fix=fix)
     work = [(images[a["image_id"]], a) for a in annotations]
-    first: list[int] = []  # whole images for the contact sheet
-    best: dict[int, tuple[int, int]] = {}  # category -> its largest area in an image, that image
+    first: list[int] = []  # the images without problems on the contact sheet
+    best: dict[int, tuple[int, int]] = {}  # of each category, its largest area in an image and that image
     for number, (found, checked) in tqdm(
         map_parallel(check, work, workers, str(panoptic_json)), desc="validate", unit="image", total=len(work)
     ):

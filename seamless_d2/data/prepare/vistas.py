@@ -1,4 +1,4 @@
-"""Mapillary Vistas 1.2 and 2.0 -> COCO panoptic; the classes come from the release's own config json."""
+"""Conversion of Mapillary Vistas 1.2 and 2.0 to COCO panoptic, with the classes of the config json of the release."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +15,12 @@ SPLITS = ("training", "validation")
 
 @dataclass(frozen=True)
 class Release:
-    """Where the files of one version lie.
+    """One version of the annotations.
 
     Attributes:
-        version: "v1.2" or "v2.0".
-        labels: entries of the config json: name, readable, instances, evaluate, color.
-        folder: of the annotations inside a split's folder: "" or "v2.0".
+        version: The version, "v1.2" or "v2.0".
+        labels: The labels of the config json: dicts with name, readable, instances, evaluate and color.
+        folder: The folder of the annotations below the folder of a split, such as "" or "v2.0".
     """
 
     version: str
@@ -29,13 +29,13 @@ class Release:
 
 
 def find_releases(root: Path) -> list[Release]:
-    """The versions that ``root`` holds, in either directory layout.
+    """Return the versions of the annotations in the folder ``root``, in either directory layout.
 
-    The release of 2017 has config.json and SPLIT/instances, that of 2021 has config_v1.2.json, config_v2.0.json and
-    SPLIT/v1.2/instances, SPLIT/v2.0/instances.
+    The release of 2017 has config.json and SPLIT/instances. That of 2021 has config_v1.2.json, config_v2.0.json,
+    SPLIT/v1.2/instances and SPLIT/v2.0/instances.
 
     Raises:
-        UserError: none found, or a malformed config.
+        UserError: There is no version, or a config is malformed.
     """
     releases = []
     for config, version, folder in (
@@ -59,7 +59,7 @@ def find_releases(root: Path) -> list[Release]:
 
 
 def make_categories(labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Categories of all labels that are evaluated; ids count the labels from 1, as in Vistas' own panoptic json."""
+    """Return the categories of all labels that are evaluated; ids count the labels from 1, as in Vistas' own json."""
     return [
         {
             "id": index + 1,
@@ -74,7 +74,11 @@ def make_categories(labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def find_image(folder: Path, stem: str) -> str:
-    """Name of the image of an annotation."""
+    """Return the name of the image in ``folder`` that belongs to the annotation ``stem``.
+
+    Raises:
+        UserError: There is no such image.
+    """
     for suffix in (".jpg", ".png", ".jpeg", ".JPG"):
         if (folder / f"{stem}{suffix}").is_file():
             return f"{stem}{suffix}"
@@ -82,7 +86,11 @@ def find_image(folder: Path, stem: str) -> str:
 
 
 def convert_instances(path: Path, labels: list[dict[str, Any]], image_dir: Path) -> PanopticImage:
-    """One 16-bit instance PNG: class = value // 256, instance = value % 256."""
+    """Convert a 16-bit instance PNG, whose pixels are 256 * label + instance.
+
+    Raises:
+        UserError: The PNG or its image is missing or wrong.
+    """
     values = read_instance_png(path)
     new_ids: dict[int, int] = {}
     segments: dict[int, dict[str, Any]] = {}
@@ -94,25 +102,30 @@ def convert_instances(path: Path, labels: list[dict[str, Any]], image_dir: Path)
                 "release again"
             )
         if labels[index]["evaluate"]:
-            # Stuff is one segment whatever its instance numbers; the id is never 0.
+            # Stuff is one segment, whatever its instance numbers. Adding 1 keeps the id from being 0.
             new_ids[value] = (value if labels[index]["instances"] else index * 256) + 1
             segments[new_ids[value]] = {"id": new_ids[value], "category_id": index + 1, "iscrowd": 0}
     image = find_image(image_dir, path.stem)
     return PanopticImage(image, f"{path.stem}.png", replace_ids(values, new_ids), list(segments.values()))
 
 
-def label_indices(own: list[dict[str, Any]], labels: list[dict[str, Any]], source: str) -> dict[int, int]:
-    """Category ids of a release's panoptic json -> places in its config.
+def map_categories(own: list[dict[str, Any]], labels: list[dict[str, Any]], source: str) -> dict[int, int]:
+    """Map the category ids of a panoptic json of a release to the positions of the labels in its config.
+
+    Args:
+        own: The categories of the json.
+        labels: The labels of the config.
+        source: The name of the json, for error messages.
 
     Raises:
-        UserError: a category that the config does not have.
+        UserError: The config does not have a category.
     """
-    places = {label.get("readable", label["name"]): k for k, label in enumerate(labels)}
-    places |= {label["name"]: k for k, label in enumerate(labels)}
-    strange = [c["name"] for c in own if c["name"] not in places]
+    positions = {label.get("readable", label["name"]): k for k, label in enumerate(labels)}
+    positions |= {label["name"]: k for k, label in enumerate(labels)}
+    strange = [c["name"] for c in own if c["name"] not in positions]
     if strange:
         raise UserError(f"{source} has a category {strange[0]!r} that the config lacks; versions are mixed")
-    return {c["id"]: places[c["name"]] for c in own}
+    return {c["id"]: positions[c["name"]] for c in own}
 
 
 def convert_panoptic(
@@ -123,10 +136,10 @@ def convert_panoptic(
     labels: list[dict[str, Any]],
     image_dir: Path,
 ) -> PanopticImage:
-    """One entry of the release's own panoptic json, checked against the instance PNG.
+    """Convert an annotation of the panoptic json of a release, and check it against the instance PNG.
 
     Raises:
-        UserError: most pixels of a segment have another class in the instance PNG.
+        UserError: Files are missing or wrong, or most pixels of a segment have another class in the instance PNG.
     """
     png, instance_png = png_dir / annotation["file_name"], instance_dir / annotation["file_name"]
     ids, values = read_id_map(png), read_instance_png(instance_png)
@@ -150,8 +163,8 @@ def convert_panoptic(
     return PanopticImage(find_image(image_dir, instance_png.stem), annotation["file_name"], ids, segments)
 
 
-def _own_panoptic(folder: Path) -> Path | None:
-    """The release's own panoptic json (its PNGs lie beside it), where it has one."""
+def _find_panoptic_json(folder: Path) -> Path | None:
+    """Return the panoptic json of a release (its PNGs are beside it), or None if it has none."""
     for name in ("panoptic_2020.json", "panoptic_2018.json", "panoptic.json"):
         path = folder / "panoptic" / name
         if path.is_file():
@@ -159,13 +172,13 @@ def _own_panoptic(folder: Path) -> Path | None:
     return None
 
 
-def _own_items(
+def _read_panoptic_json(
     path: Path, labels: list[dict[str, Any]], files: list[Path]
 ) -> tuple[list[dict[str, Any]], dict[int, int]]:
-    """Annotations and ``label_indices`` of the release's own panoptic json.
+    """Return the annotations of the panoptic json of a release, and the result of ``map_categories``.
 
     Raises:
-        UserError: malformed, or images of ``files`` (the instance PNGs) are missing.
+        UserError: The json is malformed, or images of ``files`` (the instance PNGs) are missing.
     """
     content = read_json(path, "Vistas panoptic json")
     if not isinstance(content, dict) or not {"annotations", "categories"} <= set(content):
@@ -173,7 +186,7 @@ def _own_items(
     lacking = sorted({f.name for f in files} - {a["file_name"] for a in content["annotations"]})
     if lacking:
         raise UserError(f"{path} does not list {lacking[0]} ({len(lacking)} in all); get the release again")
-    indices = label_indices(content["categories"], labels, str(path))
+    indices = map_categories(content["categories"], labels, str(path))
     return content["annotations"], indices
 
 
@@ -181,14 +194,15 @@ def prepare_vistas(root: str | Path, workers: int | None = None) -> list[Path]:
     """Write ROOT/seamless_VERSION/panoptic_SPLIT.json, the folder of that name and instances_SPLIT.json.
 
     Args:
-        root: the release's folder.
-        workers: processes; default one per CPU. One needs well under 1 GB for images of 12 megapixels.
+        root: The folder of the release.
+        workers: The number of processes; default one per CPU. A process needs less than 1 GB of memory for images of
+            12 megapixels.
 
     Returns:
-        The panoptic jsons.
+        The paths of the panoptic jsons.
 
     Raises:
-        UserError: layout not found, or files that are wrong.
+        UserError: The layout is not found, or files are wrong.
     """
     root = Path(root)
     written = []
@@ -201,9 +215,9 @@ def prepare_vistas(root: str | Path, workers: int | None = None) -> list[Path]:
             items: list[Any] = files
             keys = [f.name for f in files]
             convert = partial(convert_instances, labels=release.labels, image_dir=images)
-            own = _own_panoptic(folder)
+            own = _find_panoptic_json(folder)
             if own is not None:
-                items, indices = _own_items(own, release.labels, files)
+                items, indices = _read_panoptic_json(own, release.labels, files)
                 keys = [a["file_name"] for a in items]
                 convert = partial(
                     convert_panoptic,

@@ -1,7 +1,7 @@
-"""Writes a COCO-panoptic data set from a list of items: in parallel, with progress, resumable.
+"""Writing of a COCO-panoptic data set from a list of items, in parallel, with progress, and resumable.
 
-Each finished image leaves its PNG and a small json "part"; the data set's json is written last, from the parts. All
-appear only whole, so that a run that was stopped anywhere goes on where it was.
+Each finished image leaves its PNG and a small json file (a "part"); the json of the data set is written last, from the
+parts. All files are written atomically, so that an interrupted run can be resumed at any point.
 """
 
 import hashlib
@@ -34,12 +34,12 @@ class PanopticImage:
     """One converted image.
 
     Attributes:
-        file_name: of the image, relative to the image folder.
-        png_name: of the id PNG, relative to the PNG folder; different for each image.
-        ids: (H, W) integers, 0 = void, otherwise one of the segments' ids, below 2^24.
-        segments: dicts with id, category_id (the data set's) and iscrowd; area and bbox are added by the writer, and
-            segments without a pixel are left out.
-        image: further keys for the json's image entry.
+        file_name: The path of the image below the folder of images.
+        png_name: The path of the id PNG below the folder of PNGs, distinct for each image.
+        ids: (H, W) integer ids of the segments below 2^24, 0 = void.
+        segments: Dicts with id, category_id (of the data set) and iscrowd. The writer adds area and bbox, and leaves
+            out segments without a pixel.
+        image: Further keys of the image entry in the json.
     """
 
     file_name: str
@@ -64,21 +64,21 @@ def write_panoptic_dataset(
     """Convert all items and write the data set.
 
     Args:
-        items: what ``convert`` takes: paths, or data of which json can be made. Finished work is used again only
-            while these (of paths, the names), the keys and the categories stay as they are.
-        keys: a distinct name per item, stable between runs; images get the ids 1, 2, ... in this order unless the
-            converted image brings an "id".
-        convert: makes one ``PanopticImage``; can be pickled. Its ``UserError``, ``ValueError`` and ``OSError`` are
-            collected while the other items go on.
-        png_dir: folder of the id PNGs.
-        panoptic_json: the json, written last; a finished data set of the same items is left alone.
-        instance_json: where to write COCO instance annotations of the things; None = nowhere.
-        categories: of the json.
-        workers: processes; default one per available CPU.
-        description: of the progress bar.
+        items: The arguments of ``convert``: paths, or data that json can represent. Finished work is used again only if
+            they (of paths, the names), the keys and the categories have not changed.
+        keys: A distinct name for each item, stable between runs. Images get the ids 1, 2, ... in this order, unless
+            the converted image has an "id".
+        convert: Makes a ``PanopticImage`` of an item; it must be possible to pickle it. Its ``UserError``,
+            ``ValueError`` and ``OSError`` are collected while the other items are converted.
+        png_dir: The folder of the id PNGs.
+        panoptic_json: The json, which is written last. A finished data set of the same items is not written again.
+        instance_json: The json of COCO instance annotations of the things, or None.
+        categories: The categories of the json.
+        workers: The number of processes; default one per available CPU.
+        description: The text beside the progress bar.
 
     Raises:
-        UserError: some items failed (all are named), or a process was killed.
+        UserError: Some items failed (the message names all of them), or a process was killed.
     """
     if len(set(keys)) != len(keys):
         raise UserError(f"{description}: the name {_first_repeated(keys)} occurs twice; names must be distinct")
@@ -99,7 +99,7 @@ def write_panoptic_dataset(
     work = partial(_convert_one, convert, png_dir=png_dir, parts=parts, thing_ids=thing_ids)
     failures = {}
     with tqdm(total=len(keys), initial=len(keys) - len(todo), desc=description, unit="image") as bar:
-        for number, failure in map_parallel(partial(_try, work), todo, workers, str(panoptic_json)):
+        for number, failure in map_parallel(partial(_find_error, work), todo, workers, str(panoptic_json)):
             if failure:
                 failures[number] = f"{todo[number][1]}: {failure}"
             bar.update()
@@ -125,7 +125,7 @@ def _part_name(key: str) -> str:
 def _convert_one(
     convert: Callable[[Item], PanopticImage], item: Item, key: str, png_dir: Path, parts: Path, thing_ids: set[int]
 ) -> None:
-    """Convert one item, in a worker: PNG first, then its part."""
+    """Convert one item in a worker process and write its PNG, then its part."""
     converted = convert(item)
     ids = np.asarray(converted.ids)
     segments = measure_segments(ids, converted.segments)
@@ -142,6 +142,7 @@ def _convert_one(
 
 
 def _is_finished(panoptic_json: Path, instance_json: Path | None, png_dir: Path, fingerprint: str) -> bool:
+    """Return whether all files of a data set with this fingerprint exist."""
     if not panoptic_json.is_file() or (instance_json is not None and not instance_json.is_file()):
         return False
     try:
@@ -154,8 +155,8 @@ def _is_finished(panoptic_json: Path, instance_json: Path | None, png_dir: Path,
     return all((png_dir / annotation["file_name"]).is_file() for annotation in content["annotations"])
 
 
-def _try(work: Callable[..., None], item_and_key: tuple[Any, str]) -> str | None:
-    """What went wrong with an item; other exceptions are bugs and end the run."""
+def _find_error(work: Callable[..., None], item_and_key: tuple[Any, str]) -> str | None:
+    """Call ``work`` and return the message of an expected error, or None; other exceptions end the run."""
     try:
         work(*item_and_key)
     except (UserError, ValueError, OSError) as error:
@@ -166,10 +167,16 @@ def _try(work: Callable[..., None], item_and_key: tuple[Any, str]) -> str | None
 def map_parallel(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int | None, what: str
 ) -> Iterator[tuple[int, Result]]:
-    """(number, ``work(item)``) of all items as they finish.
+    """Yield (number, ``work(item)``) of all items in the order in which they finish.
+
+    Args:
+        work: The function; it must be possible to pickle it.
+        items: Its arguments.
+        workers: The number of processes; default one per available CPU.
+        what: The name of the task, for error messages.
 
     Raises:
-        UserError: a process was killed; ``what`` names its task.
+        UserError: A process was killed.
     """
     workers = min(workers or available_cpus(), len(items))
     if workers <= 1:
@@ -199,6 +206,7 @@ def _assemble(
     categories: list[dict[str, Any]],
     fingerprint: str,
 ) -> None:
+    """Write the jsons of the data set from the parts."""
     images, annotations, instances = [], [], []
     for number, key in enumerate(keys, 1):
         with open(parts / _part_name(key), encoding="utf-8") as file:

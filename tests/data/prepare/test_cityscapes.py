@@ -16,7 +16,7 @@ from seamless_d2.errors import UserError
 from seamless_d2.io import read_id_map
 from seamless_d2.structures.classes import Classes
 
-from ..test_registration import unique_name
+from ...helpers.panoptic_files import unique_name
 
 SIZE = (120, 60)
 # Label and x0, y0, x1, y1, painted in this order.
@@ -193,6 +193,6 @@ def test_mistakes_are_named(tmp_path) -> None:
     write_map(tmp_path, "train", "ulm_000003_000019", np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(UserError) as error:
         prepare_cityscapes(tmp_path, workers=1)
-    for words in ("4 of 4", "value 40", "000001_000019_gtFine_instanceIds.png cannot be read", "holds colours (RGB)"):
+    for words in ("4 of 4", "value 40", "000001_000019_gtFine_instanceIds.png cannot be read", "holds colors (RGB)"):
         assert words in str(error.value)
     assert "ulm_000002_000019_leftImg8bit.png, the image of" in str(error.value)

@@ -15,8 +15,9 @@ from seamless_d2.data.prepare.polygons import prepare_polygons
 from seamless_d2.data.prepare.validate import validate
 from seamless_d2.errors import UserError
 from seamless_d2.io import read_id_map
+from seamless_d2.structures.classes import Classes
 
-from ..test_registration import unique_name
+from ...helpers.panoptic_files import unique_name
 
 HEIGHT, WIDTH = 40, 60
 ROOT, CAR, GRASS, PERSON, UNUSED = 0, 4, 5, 9, 12
@@ -129,7 +130,7 @@ def test_the_result_is_valid_and_trains(tmp_path) -> None:
     name = unique_name()
     register_panoptic(name, tmp_path / "images", tmp_path / "panoptic", tmp_path / "panoptic.json")
     records = DatasetCatalog.get(name)
-    mapper = SeamlessMapper(is_train=True, augmentations=[], image_format="RGB", num_stuff=1)
+    mapper = SeamlessMapper(is_train=True, augmentations=[], image_format="RGB", classes=Classes.numbered(3, 2))
     assert [len(mapper(record)["instances"]) for record in records] == [4, 0]
     instances = json.loads((tmp_path / "panoptic_instances.json").read_text())
     assert len(instances["annotations"]) == 5

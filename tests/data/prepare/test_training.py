@@ -127,6 +127,7 @@ def polygons(toy: Path, root: Path) -> tuple[list[str], int, int]:
     return [str(toy / "train"), str(output.with_suffix("")), str(output)], 8, 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [cityscapes, vistas, seamseg, polygons])
 def test_a_few_iterations_from_every_format(
     make: Callable[[Path, Path], tuple[list[str], int, int]],

@@ -65,7 +65,7 @@ def test_a_clean_set(data) -> None:
     ids, _ = scene()
     assert report.pixels[None] == 36 and report.pixels[3] == 2400 + (ids == 300).sum()
     assert sum(report.pixels.values()) == 2 * 2400
-    rows = [line.split() for line in report.table(categories).splitlines()]
+    rows = [line.split() for line in report.format_table(categories).splitlines()]
     assert ["90", "person", "thing", "1", "1", "1.67"] in rows
 
 
@@ -99,7 +99,7 @@ BREAKS = {
     "PNG with a palette": (
         lambda d: Image.new("P", (60, 40)).save(d.panoptic / "a.png"),
         "panoptic/a.png",
-        "neither an RGB nor a grey",
+        "neither an RGB nor a gray",
     ),
     "PNG of another size": (lambda d: d.edit_ids(lambda ids: ids[1:]), "panoptic/a.png", "60 x 39 pixels"),
     "id in the PNG alone": (lambda d: d.edit_ids(lambda ids: paint(ids, 4321)), "panoptic/a.png", "id 4321 is in"),
@@ -203,6 +203,7 @@ def test_images(data, tmp_path) -> None:
     assert plain[:200].std(axis=(0, 1)).max() < 10
 
 
+@pytest.mark.slow
 def test_the_tool(data, tmp_path) -> None:
     (data.panoptic / "a.png").unlink()
     command = [sys.executable, str(TOOL), "validate", str(data.json), "--images", str(data.images), "--workers", "1"]
@@ -212,3 +213,17 @@ def test_the_tool(data, tmp_path) -> None:
     assert f"{data.panoptic / 'a.png'}: panoptic map" in done.stdout
     assert done.stderr.splitlines()[-1].startswith("error: 1 problems in 1 files")
     assert json.loads(report.read_text())["file"] == str(data.panoptic / "a.png")
+
+
+@pytest.mark.slow
+def test_the_tool_takes_a_data_set_of_a_config(data, tmp_path) -> None:
+    paths = [str(data.images), str(data.panoptic), str(data.json)]
+    config = tmp_path / "config.yaml"
+    for name, values in (("mine", paths), ("old", [str(tmp_path / "root"), "train"])):
+        config.write_text(json.dumps({"DATASETS": {"PANOPTIC": [[name, *values]]}}))
+        command = [sys.executable, str(TOOL), "validate", name, "--config-file", str(config), "--workers", "1"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if name == "mine":
+            assert done.returncode == 0 and done.stdout.splitlines()[-1].endswith("no problem"), done.stderr
+        else:
+            assert f"run `prepare_dataset.py seamseg {tmp_path / 'root'}` and validate" in done.stderr

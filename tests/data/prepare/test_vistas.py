@@ -165,6 +165,7 @@ print(before, peak())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize("own", [False, True])
 def test_memory_of_a_worker(tmp_path, own: bool) -> None:
