@@ -51,6 +51,8 @@ from .helpers.reference import (
     xyxy,
 )
 
+pytestmark = pytest.mark.slow
+
 # Box 5 of the probes leaves the image, which clipped boxes never do: the original repeats the border there, ROIAlign
 # returns zeros.
 OUTSIDE_PROBE = 5

@@ -13,6 +13,8 @@ from seamless_d2.structures.classes import Classes
 
 from .conftest import small_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def toy_model(tmp_path: Path) -> Path:

@@ -102,7 +102,8 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = N
             comm.synchronize()
             metadata.set(json_file=str(write_instance_json(dataset_name, output_dir)))
         detections = output_dir if cfg.TEST.SAVE_PREDICTIONS else None
-        evaluators.append(InstanceEvaluator(dataset_name, fused=fused, output_dir=detections))
+        masks = fused or cfg.MODEL.MASK_ON
+        evaluators.append(InstanceEvaluator(dataset_name, fused=fused, masks=masks, output_dir=detections))
     if "sem_seg" in outputs:
         evaluators.append(
             SemanticEvaluator(

@@ -39,6 +39,8 @@ def resize_instances(instances: Instances, size: tuple[int, int]) -> Instances:
     resized = Instances(tuple(size), **instances.get_fields())
     resized.pred_boxes = Boxes(instances.pred_boxes.tensor.clone())
     resized.pred_boxes.scale(size[1] / width, size[0] / height)
+    if not instances.has("pred_masks"):
+        return resized
     if len(instances):
         masks = instances.pred_masks[None].to(torch.uint8)
         resized.pred_masks = F.interpolate(masks, size=tuple(size), mode="nearest-exact")[0].bool()
@@ -50,14 +52,16 @@ def resize_instances(instances: Instances, size: tuple[int, int]) -> Instances:
 class InstanceEvaluator(COCOEvaluator):
     """Detectron2's ``COCOEvaluator`` for box and mask AP, always at the size of the image."""
 
-    def __init__(self, dataset_name: str, *, fused: bool, output_dir: str | None = None) -> None:
+    def __init__(self, dataset_name: str, *, fused: bool, masks: bool = True, output_dir: str | None = None) -> None:
         """
         Args:
             dataset_name: The name of a registered data set whose metadata have an instance json.
             fused: Whether the instances of "panoptic_seg" are evaluated instead of "instances".
+            masks: Whether the detections have masks; otherwise only box AP is measured.
             output_dir: The folder to which Detectron2 writes all detections; default none.
         """
-        super().__init__(dataset_name, ("bbox", "segm"), output_dir=output_dir, use_fast_impl=False)
+        tasks = ("bbox", "segm") if masks else ("bbox",)
+        super().__init__(dataset_name, tasks, output_dir=output_dir, use_fast_impl=False)
         self.fused = fused
         self.sizes = {r["image_id"]: (r["height"], r["width"]) for r in DatasetCatalog.get(dataset_name)}
 

@@ -2,8 +2,8 @@
 
 ``ExhaustiveSweep`` is the plain form: it fuses and evaluates an image at every point of the grid. ``ThresholdSweep``
 gives the same numbers from one fusion per overlap threshold. It relies on two properties of ``fuse_panoptic``:
-instances enter by descending score, so that a higher score threshold only removes the last ones, and a stuff segment exists or
-not by its area alone, so that it suffices to know how its free pixels depend on the score threshold.
+instances enter by descending score, so that a higher score threshold only removes the last ones, and a stuff segment
+exists or not by its area alone, so that it suffices to know how its free pixels depend on the score threshold.
 """
 
 from collections.abc import Callable

@@ -103,15 +103,7 @@ def read_split(root: Path, split: str) -> tuple[list[dict[str, Any]], Classes]:
                     f"{root / 'metadata.bin'}: image {image_id} has class {label} of {len(classes.names)}; make the "
                     "file again"
                 )
-            isthing = label >= classes.num_stuff
-            segments.append(
-                {
-                    "id": index,
-                    "isthing": isthing,
-                    "category_id": label - classes.num_stuff if isthing else label,
-                    "iscrowd": int(crowd),
-                }
-            )
+            segments.append({"id": index, **classes.from_label(label), "iscrowd": int(crowd)})
         height, width = image["size"]
         records.append(
             {

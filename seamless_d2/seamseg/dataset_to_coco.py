@@ -22,14 +22,10 @@ from .dataset import list_splits, read_split
 IMAGE_SUFFIXES = {".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg"}
 
 
-def _convert_record(record: dict[str, Any], image_root: Path, dataset_ids: list[int], num_stuff: int) -> PanopticImage:
+def _convert_record(record: dict[str, Any], image_root: Path, classes: Classes) -> PanopticImage:
     ids = read_id_map(record["pan_seg_file_name"])
     segments = [
-        {
-            "id": s["id"],
-            "category_id": dataset_ids[s["category_id"] + (num_stuff if s["isthing"] else 0)],
-            "iscrowd": s["iscrowd"],
-        }
+        {"id": s["id"], "category_id": classes.dataset_ids[classes.to_label(s)], "iscrowd": s["iscrowd"]}
         for s in record["segments_info"]
     ]
     image = Path(record["file_name"]).relative_to(image_root).as_posix()
@@ -47,12 +43,7 @@ def prepare_seamseg(root: str | Path, workers: int | None = None) -> list[Path]:
         write_panoptic_dataset(
             records,
             [r["image_id"] for r in records],
-            partial(
-                _convert_record,
-                image_root=root / "img",
-                dataset_ids=classes.dataset_ids,
-                num_stuff=classes.num_stuff,
-            ),
+            partial(_convert_record, image_root=root / "img", classes=classes),
             png_dir=output.with_suffix(""),
             panoptic_json=output,
             instance_json=root / f"instances_{split}.json",
@@ -135,7 +126,7 @@ def _write_image(
     strange = set(present_ids(ids)) - {0, *places}
     if strange:
         raise UserError(f"{png} holds id {min(strange)}, which its json does not list; mend one of them")
-    labels = [s["category_id"] + (classes.num_stuff if s["isthing"] else 0) for s in segments]
+    labels = [classes.to_label(s) for s in segments]
     mask = replace_ids(ids, places).astype(np.uint8 if len(places) < 256 else np.uint16)
     with atomic_write(root / "msk" / f"{image.stem}.png") as file:
         Image.fromarray(mask).save(file, format="PNG")

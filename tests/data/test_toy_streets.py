@@ -202,5 +202,8 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_module_needs_neither_torch_nor_detectron2():
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import toy_streets; assert not {'torch', 'detectron2', 'tqdm'} & set(sys.modules)"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import toy_streets; "
+        "assert not {'torch', 'detectron2', 'tqdm'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code, str(Path(toy_streets.__file__).parents[1])], check=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
+from detectron2.evaluation import DatasetEvaluator
 
-from seamless_d2.engine import run
+from seamless_d2.engine import SeamlessTrainer, run
 from seamless_d2.errors import UserError
 
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask", "loss_sem_seg"}
@@ -69,3 +70,32 @@ def test_a_vanished_image_is_named(tmp_path: Path, arguments) -> None:
         image.unlink()
     with pytest.raises(UserError, match=r"train/0000\d\d.png does not exist"):
         run(arguments())
+
+
+class CountingTrainer(SeamlessTrainer):
+    """A trainer with an evaluation of its own."""
+
+    evaluated: list[str] = []
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name: str) -> DatasetEvaluator:
+        cls.evaluated.append(dataset_name)
+        return super().build_evaluator(cfg, dataset_name)
+
+
+@pytest.mark.slow
+def test_a_trainer_of_its_own(tmp_path: Path, arguments) -> None:
+    run(arguments("SOLVER.MAX_ITER", "1", "TEST.NUM_VISUALIZED_IMAGES", "0"), trainer=CountingTrainer)
+    assert len(CountingTrainer.evaluated) == 1
+    weights = str(tmp_path / "out" / "model_final.pth")
+    run(arguments("MODEL.WEIGHTS", weights, flags=("--eval-only",)), trainer=CountingTrainer)
+    assert len(CountingTrainer.evaluated) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masks", [False, True])
+def test_detectors_without_a_semantic_head(tmp_path: Path, arguments, masks: bool) -> None:
+    """The original's detection.ini and instance_seg.ini: Detectron2's GeneralizedRCNN of our components."""
+    opts = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.MASK_ON", str(masks), "SOLVER.MAX_ITER", "1"]
+    results = run(arguments(*opts, "MODEL.SEAMLESS.OUTPUTS", "['instances']"))
+    assert set(results) == ({"bbox", "segm"} if masks else {"bbox"})

@@ -22,6 +22,8 @@ from seamless_d2.io import ids_to_rgb
 
 from ..helpers.panoptic_files import scene, unique_name, write_dataset
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

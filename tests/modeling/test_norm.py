@@ -254,6 +254,7 @@ def sync_worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_sync_batch_norm_equals_the_joint_batch(tmp_path: Path) -> None:
     start = randomise(make_norm_act("BN", CHANNELS, LEAKY)).state_dict()
     torch.save(start, tmp_path / "layer.pth")

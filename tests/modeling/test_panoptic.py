@@ -1,4 +1,4 @@
-"""The complete model: its forms of output, training on unusual ground truths, and Detectron2's evaluators and drawings."""
+"""The complete model: forms of output, training on unusual ground truth, Detectron2's evaluators and drawings."""
 
 import itertools
 import json

@@ -95,6 +95,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "rpn", "roi_heads", "head"), PAIRS)
 def test_prediction_of_pairs(
     toy_cfg: CfgNode, tmp_path: Path, backbone: str, rpn: str, roi_heads: str, head: str
@@ -131,6 +132,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_toy_streets(tmp_path / "toy", num_train=1, num_val=2, height=64, width=96, workers=1, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "rpn", "roi_heads", "head"), EXAMPLES)
 def test_evaluation_prediction_of_files_and_tuning(
     toy_cfg: CfgNode, files: Path, tmp_path: Path, backbone: str, rpn: str, roi_heads: str, head: str

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
@@ -41,6 +42,7 @@ def write_snapshot(folder: Path, path: Path) -> dict:
     return description
 
 
+@pytest.mark.slow
 def test_snapshot_gives_the_originals_outputs(shared: Path, tmp_path: Path) -> None:
     description = write_snapshot(shared, tmp_path / "m.pth.tar")
     convert(tmp_path / "m.pth.tar", tmp_path / "m.pth")

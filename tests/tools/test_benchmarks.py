@@ -24,6 +24,8 @@ from benchmarks.peak_memory import peak_memory
 
 from seamless_d2.modeling import fuse_panoptic
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 
 

@@ -39,6 +39,7 @@ def random_scene(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, in
     return labels.contiguous(), boxes, masks, num_stuff, overlap, int(draw(0, 60))
 
 
+@pytest.mark.slow
 def test_thousands_of_random_scenes() -> None:
     generator = torch.Generator().manual_seed(7)
     kept = dropped = stuff = 0

@@ -112,6 +112,7 @@ def test_an_output_that_cannot_be_written(predictor, tmp_path: Path) -> None:
         predict_files(predictor, [tmp_path / "a.png"], tmp_path / "file" / "out")
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_files_of_one(
     model_files, predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,12 +179,14 @@ def interrupt(process: subprocess.Popen, folder: Path, signal_number: int, count
     return errors
 
 
+@pytest.mark.slow
 def test_control_c_leaves_only_whole_files(model_files, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     # So many that the signal comes in time, however busy the machine.
     interrupt(start(request, model_files, tmp_path, 400), tmp_path / "out", signal.SIGINT, 400)
     assert not [p for p in (tmp_path / "out").rglob(".*") if p.is_file()]
 
 
+@pytest.mark.slow
 def test_killed_anywhere(model_files, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     interrupt(start(request, model_files, tmp_path, 100), tmp_path / "out", signal.SIGKILL, 100)
     (tmp_path / "out" / ".5_ids.json.0123456789abcdef.tmp").write_text("{")  # as a kill leaves them
