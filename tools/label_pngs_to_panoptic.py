@@ -84,6 +84,7 @@ def main() -> None:
         panoptic_json=args.output,
         instance_json=None,
         categories=categories,
+        input_dirs=[args.images, args.semantic, args.instance],
     )
     print(f"wrote {args.output}; check it: tools/prepare_dataset.py validate {args.output} --images {args.images}")
 

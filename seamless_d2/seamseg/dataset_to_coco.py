@@ -48,6 +48,7 @@ def prepare_seamseg(root: str | Path, workers: int | None = None) -> list[Path]:
             panoptic_json=output,
             instance_json=root / f"instances_{split}.json",
             categories=classes.to_categories(),
+            input_dirs=[root / "img", root / "msk"],
             workers=workers,
             description=split,
         )

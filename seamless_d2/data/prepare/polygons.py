@@ -163,6 +163,7 @@ def prepare_polygons(
         panoptic_json=output,
         instance_json=output.with_name(f"{output.stem}_instances.json"),
         categories=categories,
+        input_dirs=[image_dir],
         workers=workers,
         description=output.stem,
     )

@@ -25,6 +25,8 @@ from ...errors import UserError
 from ...io import atomic_write, available_cpus, ids_to_rgb, write_json
 from ...structures.id_maps import instance_annotations, measure_segments, thing_categories
 
+# The folder, beside the parts, of empty files that say which PNGs a run has written or was about to write.
+_CLAIMS = "claims"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -58,10 +60,13 @@ def write_panoptic_dataset(
     panoptic_json: Path,
     instance_json: Path | None,
     categories: list[dict[str, Any]],
+    input_dirs: Sequence[Path] = (),
     workers: int | None = None,
     description: str = "images",
 ) -> None:
     """Convert all items and write the data set.
+
+    PNGs are created inside ``png_dir`` only, and a file is replaced only if an earlier run of this function wrote it.
 
     Args:
         items: The arguments of ``convert``: paths, or data that json can represent. Finished work is used again only if
@@ -74,29 +79,39 @@ def write_panoptic_dataset(
         panoptic_json: The json, which is written last. A finished data set of the same items is not written again.
         instance_json: The json of COCO instance annotations of the things, or None.
         categories: The categories of the json.
+        input_dirs: The folders that images and labels are read from; nothing is written into them.
         workers: The number of processes; default one per available CPU.
         description: The text beside the progress bar.
 
     Raises:
-        UserError: Some items failed (the message names all of them), or a process was killed.
+        UserError: Some items failed (the message names all of them), a process was killed, or the data set would be
+            written into a folder that is read, or over files of others.
     """
     if len(set(keys)) != len(keys):
         raise UserError(f"{description}: the name {_first_repeated(keys)} occurs twice; names must be distinct")
+    for folder in input_dirs:
+        if png_dir.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"the PNGs of {panoptic_json} would be written to {png_dir}, in the folder {folder} that is read; "
+                "choose another output"
+            )
     content = json.dumps([list(keys), list(items), categories], default=lambda path: path.name)
     fingerprint = hashlib.sha256(content.encode()).hexdigest()
     if _is_finished(panoptic_json, instance_json, png_dir, fingerprint):
         return
+    own_files = _list_own_files(panoptic_json, instance_json)
     parts = panoptic_json.with_name(f".{panoptic_json.stem}.parts")
     stamp = parts / "fingerprint"
     if parts.is_dir() and (not stamp.is_file() or stamp.read_text() != fingerprint):
-        shutil.rmtree(parts)
-    parts.mkdir(parents=True, exist_ok=True)
+        for part in parts.glob("*.json"):
+            part.unlink()
+    (parts / _CLAIMS).mkdir(parents=True, exist_ok=True)
     png_dir.mkdir(parents=True, exist_ok=True)
     with atomic_write(stamp, "w") as file:
         file.write(fingerprint)
     todo = [(i, k) for i, k in zip(items, keys, strict=True) if not (parts / _part_name(k)).is_file()]
     thing_ids = {c["id"] for c in categories if c["isthing"]}
-    work = partial(_convert_one, convert, png_dir=png_dir, parts=parts, thing_ids=thing_ids)
+    work = partial(_convert_one, convert, png_dir=png_dir, parts=parts, thing_ids=thing_ids, own_files=own_files)
     failures = {}
     with tqdm(total=len(keys), initial=len(keys) - len(todo), desc=description, unit="image") as bar:
         for number, failure in map_parallel(partial(_find_error, work), todo, workers, str(panoptic_json)):
@@ -109,7 +124,7 @@ def write_panoptic_dataset(
             f"{len(failures)} of {len(keys)} images of {panoptic_json} failed (mend their files and run this again, "
             f"the others are done): {listed}"
         )
-    _assemble(keys, parts, panoptic_json, instance_json, categories, fingerprint)
+    _assemble(keys, parts, panoptic_json, instance_json, categories, fingerprint, own_files)
     shutil.rmtree(parts)
 
 
@@ -122,14 +137,59 @@ def _part_name(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:24] + ".json"
 
 
+def _record_path(panoptic_json: Path) -> Path:
+    """Return the hidden file beside the json that lists all files that were written for it."""
+    return panoptic_json.with_name(f".{panoptic_json.stem}.written.json")
+
+
+def _list_own_files(panoptic_json: Path, instance_json: Path | None) -> frozenset[str]:
+    """Return the names of the files that earlier runs have written for a data set.
+
+    Raises:
+        UserError: One of the jsons exists and no earlier run has written it.
+    """
+    record = _record_path(panoptic_json)
+    own_files = frozenset(json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else frozenset()
+    for path in filter(None, (panoptic_json, instance_json)):
+        if path.exists() and path.name not in own_files:
+            raise UserError(
+                f"{path} exists and was not written by this program; choose another output, or move it away"
+            )
+    return own_files
+
+
+def _claim(png_dir: Path, name: str, parts: Path, own_files: frozenset[str]) -> Path:
+    """Return the path of a PNG, and remember that it is written by this program.
+
+    Raises:
+        UserError: The name leaves ``png_dir``, or the file exists and was not written by this program.
+    """
+    path = png_dir / name
+    if not path.resolve().is_relative_to(png_dir.resolve()):
+        raise UserError(
+            f"its PNG would be written to {path}, outside of {png_dir}; make the file name relative to the image folder"
+        )
+    claim = parts / _CLAIMS / _part_name(name)
+    if path.exists() and name not in own_files and not claim.exists():
+        raise UserError(f"{path} exists and was not written by this program; choose another output, or move it away")
+    claim.touch()
+    return path
+
+
 def _convert_one(
-    convert: Callable[[Item], PanopticImage], item: Item, key: str, png_dir: Path, parts: Path, thing_ids: set[int]
+    convert: Callable[[Item], PanopticImage],
+    item: Item,
+    key: str,
+    png_dir: Path,
+    parts: Path,
+    thing_ids: set[int],
+    own_files: frozenset[str],
 ) -> None:
     """Convert one item in a worker process and write its PNG, then its part."""
     converted = convert(item)
     ids = np.asarray(converted.ids)
     segments = measure_segments(ids, converted.segments)
-    with atomic_write(png_dir / converted.png_name) as file:
+    with atomic_write(_claim(png_dir, converted.png_name, parts, own_files)) as file:
         Image.fromarray(ids_to_rgb(ids)).save(file, format="PNG")
     height, width = ids.shape
     part = {
@@ -205,8 +265,9 @@ def _assemble(
     instance_json: Path | None,
     categories: list[dict[str, Any]],
     fingerprint: str,
+    own_files: frozenset[str],
 ) -> None:
-    """Write the jsons of the data set from the parts."""
+    """Write the jsons of the data set from the parts, and the record of all its files."""
     images, annotations, instances = [], [], []
     for number, key in enumerate(keys, 1):
         with open(parts / _part_name(key), encoding="utf-8") as file:
@@ -223,6 +284,8 @@ def _assemble(
         if repeated is not None:
             raise UserError(f"{panoptic_json}: two images would share the {what} {repeated}; rename one of the images")
     info = {"fingerprint": fingerprint}
+    names = {path.name for path in (panoptic_json, instance_json) if path is not None}
+    write_json(_record_path(panoptic_json), sorted(own_files | names | {a["file_name"] for a in annotations}))
     if instance_json is not None:
         write_json(
             instance_json,
