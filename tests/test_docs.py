@@ -65,6 +65,7 @@ def workspace(template: Path, tmp_path: Path, catalogs: None, monkeypatch: pytes
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with_blocks())
 def test_blocks(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = Runner(monkeypatch)

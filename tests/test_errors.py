@@ -48,6 +48,7 @@ def test_message_from_a_loader_worker_is_the_sentence_alone() -> None:
     assert str(UserError(worker)) == "image a.png does not exist; check the path"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tool", "arguments", "words"),
     [

@@ -17,6 +17,7 @@ def run(request: pytest.FixtureRequest, cwd: Path, tool: str, *arguments: str) -
     return subprocess.run([sys.executable, "-W", "ignore", script, *arguments], cwd=cwd, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_label_pngs(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     for folder in ("images", "labels", "instances"):
         (tmp_path / folder).mkdir()

@@ -11,6 +11,8 @@ from seamless_d2.checkpoint.torchvision_resnet import convert_torchvision
 from seamless_d2.errors import UserError
 from seamless_d2.modeling import build_seamless_resnet_fpn_backbone
 
+pytestmark = pytest.mark.slow
+
 
 class Trunk(torch.nn.Module):
     """The backbone where a model has it."""

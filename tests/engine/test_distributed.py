@@ -22,6 +22,8 @@ from seamless_d2.errors import UserError
 from .test_resume import assert_same, final
 from .test_step import image_with_ground_truth
 
+pytestmark = pytest.mark.slow
+
 
 def free_port() -> str:
     with socket.socket() as server:
@@ -109,7 +111,6 @@ SOLVER.ACCUMULATE_STEPS 2 SOLVER.ON_NONFINITE skip MODEL.RESNETS.NORM SyncBN SOL
 """.split()
 
 
-@pytest.mark.slow
 def test_training_in_two_processes(tmp_path: Path, arguments) -> None:
     out, ended = tmp_path / "out", tmp_path / "weights"
 
@@ -154,7 +155,6 @@ def test_training_in_two_processes(tmp_path: Path, arguments) -> None:
     assert "Starting training from iteration 2" in (out / "log.txt").read_text()
 
 
-@pytest.mark.slow
 def test_output_on_a_disk_that_others_do_not_see(tmp_path: Path, arguments) -> None:
     def work() -> None:
         folder = tmp_path / str(comm.get_rank())  # as on two machines without a common disk

@@ -11,6 +11,8 @@ from seamless_d2.engine.dry_run import count_flops
 from seamless_d2.engine.setup import check_device, load_and_check
 from seamless_d2.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def dry(arguments):
@@ -22,7 +24,6 @@ def dry(arguments):
     return make
 
 
-@pytest.mark.slow
 def test_report(tmp_path: Path, dry, capsys: pytest.CaptureFixture) -> None:
     opts = ("INPUT.MIN_SIZE_TRAIN", "(32,64)", "SOLVER.ACCUMULATE_STEPS", "2", "SOLVER.IMS_PER_BATCH", "4")
     report = run(dry(*opts, "SOLVER.MAX_ITER", "50"))

@@ -44,6 +44,7 @@ def test_samplers_and_crops(arguments, sampler: str) -> None:
     assert "panoptic_seg" in run(arguments(*opts, *crop))
 
 
+@pytest.mark.slow
 def test_mistakes_are_told_before_anything_is_written(tmp_path: Path, arguments) -> None:
     for opts, words in (
         (["MODEL.WEIGHTS", "none.pth"], "none.pth"),

@@ -21,6 +21,8 @@ from seamless_d2.errors import UserError
 
 from .conftest import in_child
 
+pytestmark = pytest.mark.slow
+
 OPTS = """
 SOLVER.MAX_ITER 7 SOLVER.CHECKPOINT_PERIOD 2 TEST.EVAL_PERIOD 4 SEED 11 SOLVER.EMA.ENABLED True
 TEST.NUM_VISUALIZED_IMAGES 0
@@ -137,7 +139,6 @@ def calm(calm_folder: Path, start) -> dict:
     return final(calm_folder)
 
 
-@pytest.mark.slow
 def test_killed_anywhere(tmp_path: Path, start, calm: dict, calm_folder: Path) -> None:
     folder = tmp_path / "out"
     for number, (name, kill) in enumerate(KILLS.items()):
@@ -152,7 +153,6 @@ def test_killed_anywhere(tmp_path: Path, start, calm: dict, calm_folder: Path) -
     assert sorted(set(lines)) == lines
 
 
-@pytest.mark.slow
 def test_another_seed_gives_other_weights(tmp_path: Path, start, calm: dict) -> None:
     # So that the comparisons of this file can fail.
     assert start(tmp_path / "out", "SEED", "12", "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0") == 0
@@ -160,7 +160,6 @@ def test_another_seed_gives_other_weights(tmp_path: Path, start, calm: dict) -> 
         assert_same(final(tmp_path / "out")["model"], calm["model"])
 
 
-@pytest.mark.slow
 def test_preemption_writes_a_checkpoint_and_ends_cleanly(tmp_path: Path, start, calm: dict) -> None:
     def send(name: str) -> Callable[[], None]:
         return lambda: os.kill(os.getpid(), signal.Signals[name])
@@ -189,7 +188,6 @@ def unfinished(tmp_path: Path, calm: dict, calm_folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(unfinished: Path, start, arguments, calm: dict) -> None:
     numbered = sorted(unfinished.glob("model_0*.pth"))
     assert [f.name for f in numbered] == ["model_0000001.pth", "model_0000003.pth", "model_0000005.pth"]
@@ -224,7 +222,6 @@ def test_a_full_disk_is_told_and_loses_nothing(unfinished: Path, start) -> None:
     assert not (unfinished / "model_final.pth").exists() and not list(unfinished.glob(".*.tmp"))
 
 
-@pytest.mark.slow
 def test_old_checkpoints_go_and_a_longer_schedule_goes_on(unfinished: Path, start, monkeypatch) -> None:
     monkeypatch.setattr("seamless_d2.engine.trainer.plot_metrics", plot_metrics)
     assert start(unfinished, "SOLVER.CHECKPOINTS_TO_KEEP", "2", "SOLVER.MAX_ITER", "9") == 0

@@ -124,6 +124,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     name = unique_name()
     register_panoptic(name, **write_dataset(tmp_path / "d", images(5)))

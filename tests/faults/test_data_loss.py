@@ -64,6 +64,7 @@ def test_the_folder_that_is_read_is_not_written(tmp_path: Path, output: str) -> 
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == originals
 
 
+@pytest.mark.slow
 def test_the_worked_example_does_not_write_over_labels(tmp_path: Path) -> None:
     for folder in ("images", "semantic", "instance"):
         (tmp_path / folder).mkdir()

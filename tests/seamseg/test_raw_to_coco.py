@@ -22,6 +22,8 @@ from ..helpers.images import make_image
 from ..helpers.panoptic_files import CATEGORIES
 from ..helpers.reference import fusion_case, load_infos, load_numbers
 
+pytestmark = pytest.mark.slow
+
 CLASSES = Classes.from_categories(CATEGORIES, "test")
 EMPTY = dict.fromkeys(["bbx_pred", "cls_pred", "obj_pred", "msk_pred"])
 

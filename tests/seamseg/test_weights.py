@@ -18,6 +18,8 @@ from seamless_d2.seamseg.weights import convert, export
 
 from ..helpers.original_files import ini_text, metadata_bytes, partial_ini, save, small_model, snapshot_content
 
+pytestmark = pytest.mark.slow
+
 
 def load_converted(path):
     """The model of the two files, built as a stranger would: get_cfg, add_seamless_config, merge_from_file."""
@@ -131,7 +133,6 @@ def test_metadata_of_another_model(tmp_path) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["bn", "syncbn+bn", "gn", "syncbn+gn", "off"])
 def test_there_and_back_in_every_mode(tmp_path, mode: str) -> None:
     model = small_model(mode)
@@ -146,7 +147,6 @@ def test_there_and_back_in_every_mode(tmp_path, mode: str) -> None:
         assert torch.equal(tensor, second[name]) or torch.allclose(tensor, second[name], rtol=1.2e-7, atol=0), name
 
 
-@pytest.mark.slow
 def test_export_refuses_what_the_original_cannot_hold(tmp_path) -> None:
     convert(save(snapshot_content(small_model()), tmp_path / "m.pth.tar"), tmp_path / "m.pth")
     with pytest.raises(UserError, match="--config"):
@@ -172,7 +172,6 @@ def test_command_line(tmp_path, request) -> None:
     assert (tmp_path / "m.yaml").is_file()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["instance_seg", "detection"])
 @pytest.mark.parametrize("with_metadata", [False, True])
 def test_models_without_a_semantic_head(tmp_path, kind: str, with_metadata: bool) -> None:
@@ -199,7 +198,6 @@ def test_models_without_a_semantic_head(tmp_path, kind: str, with_metadata: bool
     assert set(back) == {"body", "rpn_head", "roi_head"}
 
 
-@pytest.mark.slow
 def test_an_ini_of_another_kind_is_told(tmp_path) -> None:
     content = snapshot_content(small_model(text=partial_ini("detection")), text=partial_ini("detection"))
     content["config"] = partial_ini("instance_seg")

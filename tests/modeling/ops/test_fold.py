@@ -40,6 +40,7 @@ def test_same_outputs(toy_cfg, norm: str, depth: int) -> None:
     assert torch.allclose(a.detections.pred_masks, masks, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_network_gives_the_same_map(toy_cfg) -> None:
     """Traced and run by PyTorch's own kernels: what a code generator makes of it is not ours to test."""

@@ -73,6 +73,7 @@ def test_a_image_that_does_not_fit_is_named(model_files) -> None:
         list(run_jobs(small, [Job("x", make_image, saved.append)]))
 
 
+@pytest.mark.slow
 def test_stages_overlap_and_wait_for_each_other(predictor) -> None:
     """The network goes on while an image is being written, but not for ever."""
     release, loaded = threading.Event(), []

@@ -69,6 +69,7 @@ def bad_files(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_ten_kinds_of_bad_files(predictor, tmp_path: Path) -> None:
     names = bad_files(tmp_path / "in")
     assert len(names) == 10
