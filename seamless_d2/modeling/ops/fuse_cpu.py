@@ -22,24 +22,25 @@ def fuse_on_cpu(
     sem_seg: Tensor, boxes: Tensor, masks: Tensor, num_stuff: int, overlap_thresh: float, stuff_area_thresh: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute what ``fuse_tensors`` computes; see there for arguments and results."""
-    panoptic_seg, thing_areas = _claim_pixels(tuple(sem_seg.shape), boxes.numpy(), masks, overlap_thresh)
+    # Products of masks keep their precision; entering the context once costs less than once per instance.
+    with torch.autocast("cpu", enabled=False):
+        panoptic_seg, held, thing_areas = _claim_pixels(tuple(sem_seg.shape), boxes.numpy(), masks, overlap_thresh)
     num_things = sum(area > 0 for area in thing_areas)
-    stuff_areas = _add_stuff(panoptic_seg, sem_seg.numpy(), num_things, num_stuff, stuff_area_thresh)
+    stuff_areas = _add_stuff(panoptic_seg, held, sem_seg.numpy(), num_things, num_stuff, stuff_area_thresh)
     return torch.from_numpy(panoptic_seg), torch.tensor(thing_areas, dtype=torch.int64), torch.from_numpy(stuff_areas)
 
 
 def _claim_pixels(
     size: tuple[int, int], boxes: np.ndarray, masks: Tensor, overlap_thresh: float
-) -> tuple[np.ndarray, list[int]]:
-    """Return the (H, W) int32 map of the kept instances and the pixels of every instance (0 if it is dropped)."""
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Return the (H, W) int32 map of the kept instances, which pixels they hold, and the pixels of every instance."""
     panoptic_seg = np.zeros(size, np.int32)
     held = np.zeros(size, bool)
     areas, count = [0] * len(boxes), 0
     windows = [(k, window) for k, box in enumerate(boxes.tolist()) if (window := _find_window(box, size)) is not None]
     for (k, (x0, y0, x1, y1)), rows, columns in _make_weights(windows, boxes, masks.shape[1:]):
         # PyTorch's product shares its threads with the network; NumPy's would compete with them.
-        with torch.autocast("cpu", enabled=False):
-            foreground = (torch.from_numpy(rows) @ masks[k] @ torch.from_numpy(columns).T).numpy() > 0.5
+        foreground = (torch.from_numpy(rows) @ masks[k] @ torch.from_numpy(columns).T).numpy() > 0.5
         held_here = held[y0:y1, x0:x1]
         free = np.greater(foreground, held_here)
         area, free_area = int(np.count_nonzero(foreground)), int(np.count_nonzero(free))
@@ -48,7 +49,7 @@ def _claim_pixels(
             areas[k] = free_area
             np.copyto(panoptic_seg[y0:y1, x0:x1], np.int32(count), where=free)
             np.logical_or(held_here, free, out=held_here)
-    return panoptic_seg, areas
+    return panoptic_seg, held, areas
 
 
 def _find_window(box: list[float], size: tuple[int, int]) -> Window | None:
@@ -90,7 +91,12 @@ def _axis_weights(
 
 
 def _add_stuff(
-    panoptic_seg: np.ndarray, sem_seg: np.ndarray, num_things: int, num_stuff: int, stuff_area_thresh: int
+    panoptic_seg: np.ndarray,
+    held: np.ndarray,
+    sem_seg: np.ndarray,
+    num_things: int,
+    num_stuff: int,
+    stuff_area_thresh: int,
 ) -> np.ndarray:
     """Add the stuff segments to the map in place; return (S,) int64 pixels of each stuff class, 0 if it is none."""
     # Labels in a byte are looked up many times faster than labels of 8 bytes.
@@ -100,7 +106,7 @@ def _add_stuff(
     bands = [slice(top, top + rows) for top in range(0, len(panoptic_seg), rows)]
     for band in bands:
         np.minimum(sem_seg[band], num_stuff, out=labels[band], casting="unsafe")
-        np.copyto(labels[band], dtype(num_stuff), where=panoptic_seg[band] != 0)
+        np.copyto(labels[band], dtype(num_stuff), where=held[band])
     # Labels rarely change from one pixel to the next: runs are counted, not pixels.
     flat = labels.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])[: flat.size]
