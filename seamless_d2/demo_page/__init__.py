@@ -1,5 +1,5 @@
 """The local demo page (the extra "page": Gradio)."""
 
-from .page import build_app, serve
+from .page import DemoPage, serve
 
-__all__ = ["build_app", "serve"]
+__all__ = ["DemoPage", "serve"]

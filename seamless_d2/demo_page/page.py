@@ -9,8 +9,11 @@ import html
 import io
 import json
 import os
+import shutil
+import signal
 import socket
 import tempfile
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -127,20 +130,99 @@ def write_archive(result: PanopticResult, path: Path, name: str) -> None:
         archive.writestr(f"{name}_labelled.jpg", overlay.getvalue())
 
 
-def build_app(predictor: Predictor, max_megabytes: int = 20) -> Any:
-    """Build the page as a FastAPI application.
+class ContentPolicy:
+    """ASGI middleware that forbids the browser to load anything from other hosts."""
 
-    Args:
-        predictor: The predictor.
-        max_megabytes: The size of the largest upload in megabytes (2^20 bytes).
+    def __init__(self, app: Any) -> None:
+        self.app = app
 
-    Raises:
-        UserError: Gradio is not installed.
-    """
-    gradio = _import_gradio()
-    from fastapi import FastAPI
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
+            await send(message)
 
-    def predict(file: str | None) -> tuple[str, str, str | None]:
+        await self.app(scope, receive, send_with_policy)
+
+
+class DemoPage:
+    """The page, served from a thread until ``close``; use it as a context manager."""
+
+    def __init__(
+        self, predictor: Predictor, host: str = "127.0.0.1", port: int = 7860, max_megabytes: int = 20
+    ) -> None:
+        """
+        Args:
+            predictor: The predictor.
+            host: The address on which the server listens; requests under other host names are refused, unless it is
+                "0.0.0.0" (every address).
+            port: The port, 1..65535.
+            max_megabytes: The size of the largest upload in megabytes (2^20 bytes).
+
+        Raises:
+            UserError: Gradio is not installed, the port is taken, or a number is out of range.
+        """
+        if not 0 < port < 65536 or max_megabytes < 1:
+            raise UserError(f"port {port} (--port) must be 1 to 65535, {max_megabytes} (--max-megabytes) at least 1")
+        gradio = _import_gradio()
+        from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+        _check_port(host, port)
+        self._predictor, self._error = predictor, gradio.Error
+        self._folder = tempfile.TemporaryDirectory(prefix="seamless_d2_")
+        self._blocks = self._make_blocks(gradio)
+        # A foreign host name in a request is how another page reaches servers of this computer (DNS rebinding).
+        hosts = ["*"] if host == "0.0.0.0" else [host, "localhost", "127.0.0.1"]
+        fonts = ["system-ui", "sans-serif"]  # plain names, because Gradio's own fonts come from another host
+        script = (Path(__file__).parent / "hover.js").read_text(encoding="utf-8")
+        # Launched and not mounted: only then does Gradio check that files in requests were uploaded.
+        self._blocks.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            max_file_size=max_megabytes * 2**20,
+            allowed_paths=[self._folder.name],
+            app_kwargs={"middleware": [Middleware(ContentPolicy), Middleware(TrustedHostMiddleware, hosts)]},
+            theme=gradio.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"]),
+            css=_STYLE,
+            head=f"<script>{script}</script>",
+            ssr_mode=False,
+            pwa=False,
+            footer_links=[],
+            enable_monitoring=False,
+        )
+
+    def __enter__(self) -> "DemoPage":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the server, and delete uploads and results."""
+        self._blocks.close(verbose=False)
+        self._folder.cleanup()
+
+    def _make_blocks(self, gradio: Any) -> Any:
+        # Uploads and results that Gradio keeps are looked at every 10 minutes and deleted after 45.
+        with gradio.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(600, 2700)) as blocks:
+            names = self._predictor.classes.names
+            gradio.Markdown(f"## Panoptic segmentation\n{len(names)} classes: {html.escape(', '.join(names))}")
+            with gradio.Row():
+                with gradio.Column(scale=1):
+                    upload = gradio.File(label="Image", file_types=list(IMAGE_SUFFIXES), type="filepath", height=140)
+                    segments = gradio.HTML(elem_id="segments")
+                    download = gradio.File(label="COCO files", interactive=False, height=80)
+                with gradio.Column(scale=3):
+                    overlay = gradio.HTML(elem_id="overlay")
+            upload.change(self._predict, upload, [overlay, segments, download], api_name="predict", concurrency_limit=1)
+        return blocks
+
+    def _predict(self, file: str | None) -> tuple[str, str, str | None]:
+        """Return the figure, the table and the archive of an uploaded image."""
         if file is None:
             return "", "", None
         try:
@@ -149,74 +231,20 @@ def build_app(predictor: Predictor, max_megabytes: int = 20) -> Any:
                 raise UserError(
                     f"the image has {height * width / 1e6:.0f} megapixels; at most {_MAX_PIXELS / 1e6:.0f} here"
                 )
-            result = predictor.predict(file)
+            result = self._predictor.predict(file)
         except UserError as error:
             # The visitor must not see the path of the file on the server.
-            raise gradio.Error(str(error).replace(file, Path(file).name)) from None
+            raise self._error(str(error).replace(file, Path(file).name)) from None
         name = Path(file).stem
-        archive = Path(tempfile.mkdtemp(dir=folder.name)) / f"{name}_coco.zip"
+        # Gradio serves its own copy of the archive, so that the one before is not needed any more.
+        for earlier in Path(self._folder.name).iterdir():
+            shutil.rmtree(earlier, ignore_errors=True)
+        archive = Path(tempfile.mkdtemp(dir=self._folder.name)) / f"{name}_coco.zip"
         write_archive(result, archive, name)
         return make_figure(result), make_table(result), str(archive)
 
-    folder = tempfile.TemporaryDirectory(prefix="seamless_d2_")
-    fonts = ["system-ui", "sans-serif"]  # plain names, because Gradio's own fonts come from another host
-    theme = gradio.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"])
-    with gradio.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gradio.Markdown(
-            f"## Panoptic segmentation\n{len(predictor.classes.names)} classes: " + ", ".join(predictor.classes.names)
-        )
-        with gradio.Row():
-            with gradio.Column(scale=1):
-                upload = gradio.File(label="Image", file_types=list(IMAGE_SUFFIXES), type="filepath", height=140)
-                segments = gradio.HTML(elem_id="segments")
-                download = gradio.File(label="COCO files", interactive=False, height=80)
-            with gradio.Column(scale=3):
-                overlay = gradio.HTML(elem_id="overlay")
-        upload.change(predict, upload, [overlay, segments, download], api_name="predict", concurrency_limit=1)
 
-    app = FastAPI()
-
-    @app.middleware("http")
-    async def forbid_other_hosts(request: Any, call_next: Any) -> Any:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = _POLICY
-        return response
-
-    script = (Path(__file__).parent / "hover.js").read_text(encoding="utf-8")
-    return gradio.mount_gradio_app(
-        app,
-        blocks,
-        path="/",
-        max_file_size=max_megabytes * 2**20,
-        allowed_paths=[folder.name],
-        theme=theme,
-        css=_STYLE,
-        head=f"<script>{script}</script>",
-        ssr_mode=False,
-        pwa=False,
-        footer_links=[],
-        enable_monitoring=False,
-    )
-
-
-def serve(predictor: Predictor, host: str = "127.0.0.1", port: int = 7860, max_megabytes: int = 20) -> None:
-    """Serve the page until Ctrl-C.
-
-    Args:
-        predictor: The predictor.
-        host: The address on which the server listens.
-        port: The port, 1..65535.
-        max_megabytes: The size of the largest upload in megabytes (2^20 bytes).
-
-    Raises:
-        UserError: Gradio is not installed, the port is taken, or a number is out of range.
-    """
-    if not 0 < port < 65536 or max_megabytes < 1:
-        raise UserError(f"port {port} (--port) must be 1 to 65535, {max_megabytes} (--max-megabytes) at least 1")
-
-    app = build_app(predictor, max_megabytes)
-    import uvicorn
-
+def _check_port(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -225,5 +253,15 @@ def serve(predictor: Predictor, host: str = "127.0.0.1", port: int = 7860, max_m
             raise UserError(
                 f"port {port} of {host} cannot be used ({error.strerror}); choose another with --port"
             ) from None
-    print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+def serve(predictor: Predictor, host: str = "127.0.0.1", port: int = 7860, max_megabytes: int = 20) -> None:
+    """Serve the page until Ctrl-C or SIGTERM; arguments and errors are those of ``DemoPage``."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with DemoPage(predictor, host, port, max_megabytes):
+        signal.signal(signal.SIGTERM, stop)
+        print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()

@@ -5,8 +5,8 @@ import json
 import re
 import shutil
 import socket
-import threading
-import time
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seamless_d2.demo_page.page import make_figure, make_table, serve, write_archive
+from seamless_d2.demo_page.page import DemoPage, make_figure, make_table, serve, write_archive
 from seamless_d2.errors import UserError
 
 from ..helpers.images import make_image
@@ -55,20 +55,52 @@ def test_a_port_that_is_taken(predictor) -> None:
 def address(predictor) -> Iterator[str]:
     """A running page."""
     pytest.importorskip("gradio", reason="needs Gradio (the extra 'page')")
-    import uvicorn
-
-    from seamless_d2.demo_page import build_app
-
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(build_app(predictor, 1), host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    limit = time.monotonic() + 60
-    while not server.started and time.monotonic() < limit:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(20)
+    with DemoPage(predictor, port=port, max_megabytes=1):
+        yield f"http://127.0.0.1:{port}"
+
+
+def ask(address: str, path: str, body: dict | None = None, **headers: str) -> tuple[int, str]:
+    """Status and text of the answer to a GET, or a POST of a json."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address + path, data, {"Content-Type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode("utf-8", "replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode("utf-8", "replace")
+
+
+@pytest.mark.slow
+def test_files_of_the_server_are_not_read(address: str, tmp_path: Path) -> None:
+    """Only what was uploaded is predicted or served, and only under the server's own name."""
+    Image.fromarray(make_image(20, 30)).save(tmp_path / "private.png")
+    secret = str(tmp_path / "private.png")
+    status, config = ask(address, "/config")
+    assert status == 200 and "components" in config
+    body = {"data": [{"path": secret, "meta": {"_type": "gradio.FileData"}}]}
+    status, text = ask(address, "/gradio_api/call/predict", body)
+    assert status == 200
+    _, events = ask(address, f"/gradio_api/call/predict/{json.loads(text)['event_id']}")
+    assert "event: error" in events and "seamless-figure" not in events
+    for path in (f"/gradio_api/file={secret}", "/gradio_api/file=/etc/passwd", "/gradio_api/file=../../etc/passwd"):
+        assert ask(address, path)[0] in (403, 404)
+    # A name that an attacker's page resolves to this computer.
+    assert ask(address, "/config", Host="evil.example")[0] == 400
+    assert ask(address, "/config", Host="localhost")[0] == 200
+
+
+@pytest.mark.slow
+def test_results_are_deleted_when_the_server_ends(predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio", reason="needs Gradio (the extra 'page')")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    Image.fromarray(make_image(20, 30)).save(tmp_path / "a.png")
+    with DemoPage(predictor, port=free_port()) as page:
+        for _ in range(2):
+            _, _, archive = page._predict(str(tmp_path / "a.png"))
+            assert Path(archive).is_file()
+        assert len(list(tmp_path.glob("seamless_d2_*/*"))) == 1
+    assert not list(tmp_path.glob("seamless_d2_*"))
 
 
 @pytest.mark.slow
