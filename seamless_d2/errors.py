@@ -1,7 +1,10 @@
 """The exception for mistakes that a user can correct, and its handling by the tools."""
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 
 
 class UserError(Exception):
@@ -21,8 +24,11 @@ def run_tool(main: Callable[[], object]) -> None:
     """Run the ``main`` function of a tool.
 
     A ``UserError``, or an ``OSError`` of a file (no permission, disk full, not a folder), becomes one line on stderr
-    and exit code 1; Ctrl-C becomes exit code 130.
+    and exit code 1; Ctrl-C becomes exit code 130. SIGTERM,
+    which a scheduler sends, ends the tool like Ctrl-C, with temporary files and processes removed and exit code 143.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         main()
     except UserError as error:
@@ -33,3 +39,7 @@ def run_tool(main: Callable[[], object]) -> None:
         sys.exit(f"error: {error.filename}: {error.strerror}; check the path, its permissions and the free disk space")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -275,16 +276,15 @@ def validate(
     work = [(images[a["image_id"]], a) for a in annotations]
     first: list[int] = []  # the images without problems on the contact sheet
     best: dict[int, tuple[int, int]] = {}  # of each category, its largest area in an image and that image
-    for number, (found, checked) in tqdm(
-        map_parallel(check, work, workers, str(panoptic_json)), desc="validate", unit="image", total=len(work)
-    ):
-        report.add(found)
-        annotations[number].update(checked)
-        if found.images and not found.problems:
-            first = sorted([*first, number])[:SHEET_IMAGES]
-            for category, area in found.pixels.items():
-                if category is not None:
-                    best[category] = max(best.get(category, (0, 0)), (area, -number))
+    with closing(map_parallel(check, work, workers, str(panoptic_json))) as results:
+        for number, (found, checked) in tqdm(results, desc="validate", unit="image", total=len(work)):
+            report.add(found)
+            annotations[number].update(checked)
+            if found.images and not found.problems:
+                first = sorted([*first, number])[:SHEET_IMAGES]
+                for category, area in found.pixels.items():
+                    if category is not None:
+                        best[category] = max(best.get(category, (0, 0)), (area, -number))
     report.problems.sort(key=lambda problem: problem[0] != str(panoptic_json))
     if fix and report.fixed:
         write_json(panoptic_json, content)

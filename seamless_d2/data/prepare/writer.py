@@ -7,11 +7,14 @@ parts. All files are written atomically, so that an interrupted run can be resum
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -113,8 +116,11 @@ def write_panoptic_dataset(
     thing_ids = {c["id"] for c in categories if c["isthing"]}
     work = partial(_convert_one, convert, png_dir=png_dir, parts=parts, thing_ids=thing_ids, own_files=own_files)
     failures = {}
-    with tqdm(total=len(keys), initial=len(keys) - len(todo), desc=description, unit="image") as bar:
-        for number, failure in map_parallel(partial(_find_error, work), todo, workers, str(panoptic_json)):
+    with (
+        tqdm(total=len(keys), initial=len(keys) - len(todo), desc=description, unit="image") as bar,
+        closing(map_parallel(partial(_find_error, work), todo, workers, str(panoptic_json))) as results,
+    ):
+        for number, failure in results:
             if failure:
                 failures[number] = f"{todo[number][1]}: {failure}"
             bar.update()
@@ -226,7 +232,7 @@ def _find_error(work: Callable[..., None], item_and_key: tuple[Any, str]) -> str
 
 def map_parallel(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int | None, what: str
-) -> Iterator[tuple[int, Result]]:
+) -> Generator[tuple[int, Result], None, None]:
     """Yield (number, ``work(item)``) of all items in the order in which they finish.
 
     Args:
@@ -234,6 +240,8 @@ def map_parallel(
         items: Its arguments.
         workers: The number of processes; default one per available CPU.
         what: The name of the task, for error messages.
+
+    Close the iterator after an exception in the loop over it: that ends the processes.
 
     Raises:
         UserError: A process was killed.
@@ -244,18 +252,42 @@ def map_parallel(
         return
     # A spawned process would import the whole package again; forked ones share its memory.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
-        futures = {pool.submit(work, item): number for number, item in enumerate(items)}
-        try:
-            for future in as_completed(futures):
-                yield futures.pop(future), future.result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"a process that worked on {what} was killed, perhaps for want of memory; run this again with fewer "
-                "--workers (what is done is kept)"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    # Not as a context manager, whose end waits for everything that was submitted, also after Ctrl-C.
+    pool = ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_the_parent)
+    others = set(multiprocessing.active_children())
+    finished = False
+    try:
+        futures = {pool.submit(_work_interruptibly, work, item): number for number, item in enumerate(items)}
+        for future in as_completed(futures):
+            yield futures.pop(future), future.result()
+        finished = True
+    except BrokenProcessPool:
+        raise UserError(
+            f"a process that worked on {what} was killed, perhaps for want of memory; run this again with fewer "
+            "--workers (what is done is kept)"
+        ) from None
+    finally:
+        if not finished:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+        pool.shutdown(wait=finished, cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    """Initialize a worker: it ignores Ctrl-C, which reaches its parent too, and cleans up on SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def _work_interruptibly(work: Callable[[Any], Any], item: Any) -> Any:
+    """Return ``work(item)``; after SIGTERM, end the worker once ``work`` has removed its temporary files.
+
+    The executor would catch ``SystemExit`` as the result of this item and go on with the next.
+    """
+    try:
+        return work(item)
+    except SystemExit:
+        os._exit(143)
 
 
 def _assemble(
