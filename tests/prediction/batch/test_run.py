@@ -174,8 +174,8 @@ def interrupt(process: subprocess.Popen, folder: Path, signal_number: int, count
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal_number)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode != 0 and "Traceback" not in errors
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "Traceback" not in errors, f"{output}\n{errors}"
     assert 5 * 7 <= check_whole(folder) < count * 7
     return errors
 
