@@ -24,11 +24,11 @@ def run_tool(main: Callable[[], object]) -> None:
     """Run the ``main`` function of a tool.
 
     A ``UserError``, or an ``OSError`` of a file (no permission, disk full, not a folder), becomes one line on stderr
-    and exit code 1; Ctrl-C becomes exit code 130. SIGTERM,
-    which a scheduler sends, ends the tool like Ctrl-C, with temporary files and processes removed and exit code 143.
+    and exit code 1; Ctrl-C becomes exit code 130. SIGTERM, which a scheduler sends, becomes exit code 143, with
+    temporary files and processes removed as after Ctrl-C.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _exit_on_sigterm)
+        signal.signal(signal.SIGTERM, exit_on_signal)
     try:
         main()
     except UserError as error:
@@ -41,5 +41,6 @@ def run_tool(main: Callable[[], object]) -> None:
         sys.exit(130)
 
 
-def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:
+def exit_on_signal(number: int, frame: FrameType | None) -> None:
+    """Raise ``SystemExit`` with the exit code that shells use for a signal; a handler for ``signal.signal``."""
     sys.exit(128 + number)

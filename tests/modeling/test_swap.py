@@ -68,9 +68,7 @@ def check_output(output: dict[str, Any], height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("backbone", "rpn", "roi_heads", "head"), COMBINATIONS)
-def test_every_combination(
-    toy_cfg: CfgNode, tmp_path: Path, backbone: str, rpn: str, roi_heads: str, head: str
-) -> None:
+def test_every_combination(toy_cfg: CfgNode, backbone: str, rpn: str, roi_heads: str, head: str) -> None:
     """It trains, and infers images of odd and different sizes."""
     cfg = swap(toy_cfg, backbone, rpn, roi_heads, head)
     model = build_model(cfg)

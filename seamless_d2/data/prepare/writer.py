@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ...errors import UserError
+from ...errors import UserError, exit_on_signal
 from ...io import atomic_write, available_cpus, ids_to_rgb, write_json
 from ...structures.id_maps import instance_annotations, measure_segments, thing_categories
 
@@ -276,7 +276,7 @@ def map_parallel(
 def _leave_interrupts_to_the_parent() -> None:
     """Initialize a worker: it ignores Ctrl-C, which reaches its parent too, and cleans up on SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, exit_on_signal)
 
 
 def _work_interruptibly(work: Callable[[Any], Any], item: Any) -> Any:
@@ -286,8 +286,8 @@ def _work_interruptibly(work: Callable[[Any], Any], item: Any) -> Any:
     """
     try:
         return work(item)
-    except SystemExit:
-        os._exit(143)
+    except SystemExit as end:
+        os._exit(end.code)
 
 
 def _assemble(
