@@ -310,8 +310,3 @@ def save_png(array: np.ndarray, path: Path) -> None:
         raise ValueError(f"OpenCV cannot encode an array of {array.shape} {array.dtype}")
     with atomic_write(path) as file:
         file.write(data)
-
-
-def available_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..io import available_cpus, read_id_image, read_image, read_json
+from ..io import read_id_image, read_image, read_json
+from ..parallel import available_cpus
 from ..structures.classes import Classes
 from .dataset_statistics import DatasetStatistics
 from .panoptic_quality import ImageMatch, PanopticStatistics, Segments, match_image

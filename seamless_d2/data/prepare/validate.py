@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from ...io import atomic_write, read_id_map, read_image, read_json, write_json
+from ...parallel import map_parallel
 from ...structures.classes import Classes
 from ...structures.id_maps import measure_segments, present_ids, replace_ids
 from .gallery import SHEET_IMAGES, write_gallery
-from .writer import map_parallel
 
 #: The keys that the entries of each list in the json must have.
 KEYS = {
@@ -276,7 +276,8 @@ def validate(
     work = [(images[a["image_id"]], a) for a in annotations]
     first: list[int] = []  # the images without problems on the contact sheet
     best: dict[int, tuple[int, int]] = {}  # of each category, its largest area in an image and that image
-    with closing(map_parallel(check, work, workers, str(panoptic_json))) as results:
+    killed = "a process was killed, perhaps for want of memory; validate again with fewer --workers"
+    with closing(map_parallel(check, work, workers, killed)) as results:
         for number, (found, checked) in tqdm(results, desc="validate", unit="image", total=len(work)):
             report.add(found)
             annotations[number].update(checked)

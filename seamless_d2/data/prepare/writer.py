@@ -6,14 +6,8 @@ parts. All files are written atomically, so that an interrupted run can be resum
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,14 +18,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ...errors import UserError, exit_on_signal
-from ...io import atomic_write, available_cpus, ids_to_rgb, write_json
+from ...errors import UserError
+from ...io import atomic_write, ids_to_rgb, write_json
+from ...parallel import map_parallel
 from ...structures.id_maps import instance_annotations, measure_segments, thing_categories
 
 # The folder, beside the parts, of empty files that say which PNGs a run has written or was about to write.
 _CLAIMS = "claims"
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -115,10 +109,14 @@ def write_panoptic_dataset(
     todo = [(i, k) for i, k in zip(items, keys, strict=True) if not (parts / _part_name(k)).is_file()]
     thing_ids = {c["id"] for c in categories if c["isthing"]}
     work = partial(_convert_one, convert, png_dir=png_dir, parts=parts, thing_ids=thing_ids, own_files=own_files)
+    killed = (
+        f"a process that worked on {panoptic_json} was killed, perhaps for want of memory; run this again with fewer "
+        "--workers (what is done is kept)"
+    )
     failures = {}
     with (
         tqdm(total=len(keys), initial=len(keys) - len(todo), desc=description, unit="image") as bar,
-        closing(map_parallel(partial(_find_error, work), todo, workers, str(panoptic_json))) as results,
+        closing(map_parallel(partial(_find_error, work), todo, workers, killed)) as results,
     ):
         for number, failure in results:
             if failure:
@@ -228,66 +226,6 @@ def _find_error(work: Callable[..., None], item_and_key: tuple[Any, str]) -> str
     except (UserError, ValueError, OSError) as error:
         return str(error)
     return None
-
-
-def map_parallel(
-    work: Callable[[Item], Result], items: Sequence[Item], workers: int | None, what: str
-) -> Generator[tuple[int, Result], None, None]:
-    """Yield (number, ``work(item)``) of all items in the order in which they finish.
-
-    Args:
-        work: The function; it must be possible to pickle it.
-        items: Its arguments.
-        workers: The number of processes; default one per available CPU.
-        what: The name of the task, for error messages.
-
-    Close the iterator after an exception in the loop over it: that ends the processes.
-
-    Raises:
-        UserError: A process was killed.
-    """
-    workers = min(workers or available_cpus(), len(items))
-    if workers <= 1:
-        yield from enumerate(map(work, items))
-        return
-    # A spawned process would import the whole package again; forked ones share its memory.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    # Not as a context manager, whose end waits for everything that was submitted, also after Ctrl-C.
-    pool = ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_the_parent)
-    others = set(multiprocessing.active_children())
-    finished = False
-    try:
-        futures = {pool.submit(_work_interruptibly, work, item): number for number, item in enumerate(items)}
-        for future in as_completed(futures):
-            yield futures.pop(future), future.result()
-        finished = True
-    except BrokenProcessPool:
-        raise UserError(
-            f"a process that worked on {what} was killed, perhaps for want of memory; run this again with fewer "
-            "--workers (what is done is kept)"
-        ) from None
-    finally:
-        if not finished:
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-        pool.shutdown(wait=finished, cancel_futures=True)
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    """Initialize a worker: it ignores Ctrl-C, which reaches its parent too, and cleans up on SIGTERM."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, exit_on_signal)
-
-
-def _work_interruptibly(work: Callable[[Any], Any], item: Any) -> Any:
-    """Return ``work(item)``; after SIGTERM, end the worker once ``work`` has removed its temporary files.
-
-    The executor would catch ``SystemExit`` as the result of this item and go on with the next.
-    """
-    try:
-        return work(item)
-    except SystemExit as end:
-        os._exit(end.code)
 
 
 def _assemble(

@@ -2,11 +2,9 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from ...io import remove_temporaries, write_json
+from ...parallel import map_parallel
 from ..formats import FORMATS, check_formats, list_files, write_formats
 from ..options import PredictionOptions
 from ..predictor import Predictor
@@ -108,26 +107,23 @@ def predict_files_on(
     """
     settings = get_prediction_settings(options.apply(config), options)
     run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, max_frames)
-    shares = [run.sources[k :: len(devices)] for k in range(len(devices))]
+    shares = [(device, run.sources[k :: len(devices)]) for k, device in enumerate(devices)]
     summary = Summary()
-    with ProcessPoolExecutor(len(devices), mp_context=get_context("spawn")) as pool:
-        work = partial(_predict_share, run, config, options)
-        try:
-            for part in pool.map(work, devices, shares):
-                summary.written += part.written
-                summary.skipped += part.skipped
-                summary.failures += part.failures
-        except BrokenProcessPool:
-            raise UserError(
-                "a process was killed, perhaps because memory ran out; start the same command again to resume"
-            ) from None
+    work = partial(_predict_share, run, config, options)
+    killed = "a process was killed, perhaps for want of memory; start the same command again to resume"
+    with closing(map_parallel(work, shares, len(devices), killed, start_method="spawn")) as results:
+        for _, part in sorted(results, key=lambda result: result[0]):
+            summary.written += part.written
+            summary.skipped += part.skipped
+            summary.failures += part.failures
     run.assemble()
     return summary
 
 
 def _predict_share(
-    run: "_Run", config: CfgNode, options: PredictionOptions, device: str, sources: list[Source]
+    run: "_Run", config: CfgNode, options: PredictionOptions, share: tuple[str, list[Source]]
 ) -> Summary:
+    device, sources = share
     return run.predict(Predictor(config, None, device, **asdict(options)), sources) if sources else Summary()
 
 
