@@ -55,6 +55,7 @@ setup(
         "tabulate>=0.9",
         "termcolor>=1.1",
         "tqdm>=4.60",
+        "portalocker>=2.3",
         "matplotlib>=3.7",
         "tensorboard>=2.12",
         "packaging>=21.0",

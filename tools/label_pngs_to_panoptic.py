@@ -18,7 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from seamless_d2.data.prepare.writer import PanopticImage, write_panoptic_dataset
+from seamless_d2.data.prepare.writer import (
+    PanopticImage,
+    add_writer_options,
+    get_writer_options,
+    write_panoptic_dataset,
+)
 from seamless_d2.errors import UserError, run_tool
 
 
@@ -68,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("images", "semantic", "instance", "classes", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    add_writer_options(parser)
     args = parser.parse_args()
     if not args.classes.is_file():
         raise UserError(f"{args.classes} does not exist; write a line 'NUMBER NAME thing|stuff' per class")
@@ -80,11 +86,13 @@ def main() -> None:
         images,
         [p.name for p in images],
         partial(convert, semantic=args.semantic, instance=args.instance, kinds=kinds),
+        inputs=[[folder / f"{p.stem}.png" for folder in (args.semantic, args.instance)] for p in images],
         png_dir=args.output.with_suffix(""),
         panoptic_json=args.output,
         instance_json=None,
         categories=categories,
         input_dirs=[args.images, args.semantic, args.instance],
+        **get_writer_options(args),
     )
     print(f"wrote {args.output}; check it: tools/prepare_dataset.py validate {args.output} --images {args.images}")
 

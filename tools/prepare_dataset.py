@@ -19,6 +19,7 @@ from seamless_d2.data.prepare.cityscapes import prepare_cityscapes
 from seamless_d2.data.prepare.polygons import prepare_polygons
 from seamless_d2.data.prepare.validate import validate
 from seamless_d2.data.prepare.vistas import prepare_vistas
+from seamless_d2.data.prepare.writer import add_writer_options, get_writer_options
 from seamless_d2.data.registration import datasets_root, find_entry
 from seamless_d2.errors import UserError, run_tool
 from seamless_d2.seamseg.dataset_to_coco import describe_json, prepare_seamseg, write_seamseg
@@ -30,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     for name in ("cityscapes", "vistas", "seamseg"):
         command = commands.add_parser(name)
         command.add_argument("root", type=Path, help="folder of the data set")
-        command.add_argument("--workers", type=int, help="processes; default one per CPU")
+        add_writer_options(command)
     commands.choices["cityscapes"].add_argument("--coarse", action="store_true", help="convert gtCoarse/")
     commands.choices["seamseg"].add_argument(
         "--from",
@@ -46,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     command.add_argument("--things", required=True, help="countable classes, separated by commas; the rest is stuff")
     command.add_argument("--images", type=Path, required=True, help="folder of the images")
     command.add_argument("--output", type=Path, required=True, help="panoptic json to write")
-    command.add_argument("--workers", type=int, help="processes; default one per CPU")
+    add_writer_options(command)
     command = commands.add_parser("validate")
     command.add_argument("json", type=Path, help="panoptic json, or the name of a data set of --config-file")
     command.add_argument("--images", type=Path, help="folder of the images")
@@ -100,19 +101,20 @@ def main() -> None:
     if args.command == "validate":
         run_validate(args)
         return
+    options = get_writer_options(args)
     if args.command == "cityscapes":
-        written = prepare_cityscapes(args.root, args.coarse, args.workers)
+        written = prepare_cityscapes(args.root, args.coarse, **options)
     elif args.command == "vistas":
-        written = prepare_vistas(args.root, args.workers)
+        written = prepare_vistas(args.root, **options)
     elif args.command == "polygons":
         things = [name.strip() for name in args.things.split(",") if name.strip()]
-        written = [prepare_polygons(args.json, things, args.output, args.images, args.workers)]
+        written = [prepare_polygons(args.json, things, args.output, args.images, **options)]
     elif args.sources:
         write_seamseg(args.root, {split: (images, pngs, file) for split, images, pngs, file in args.sources}, args.link)
         print(f"wrote {args.root}")
         return
     else:
-        written = prepare_seamseg(args.root, args.workers)
+        written = prepare_seamseg(args.root, **options)
     for path in written:
         print(describe_json(path))
 

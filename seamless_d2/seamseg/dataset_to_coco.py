@@ -4,14 +4,14 @@ import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import msgpack
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.prepare.writer import PanopticImage, write_panoptic_dataset
+from ..data.prepare.writer import PanopticImage, WriterOptions, write_panoptic_dataset
 from ..data.registration import load_panoptic_json
 from ..errors import UserError
 from ..io import atomic_write, read_id_map, read_json, write_json
@@ -33,8 +33,13 @@ def _convert_record(record: dict[str, Any], image_root: Path, classes: Classes) 
     return PanopticImage(image, png, ids, segments, {"id": record["image_id"]})
 
 
-def prepare_seamseg(root: str | Path, workers: int | None = None) -> list[Path]:
-    """Write ROOT/panoptic_SPLIT.json, the folder of that name and instances_SPLIT.json for every split."""
+def prepare_seamseg(root: str | Path, **options: Unpack[WriterOptions]) -> list[Path]:
+    """Write ROOT/panoptic_SPLIT.json, the folder of that name and instances_SPLIT.json for every split.
+
+    Args:
+        root: The folder of the data set.
+        options: See ``write_panoptic_dataset``.
+    """
     root = Path(root)
     written = []
     for split in list_splits(root):
@@ -44,13 +49,14 @@ def prepare_seamseg(root: str | Path, workers: int | None = None) -> list[Path]:
             records,
             [r["image_id"] for r in records],
             partial(_convert_record, image_root=root / "img", classes=classes),
+            inputs=[[Path(r["pan_seg_file_name"])] for r in records],
             png_dir=output.with_suffix(""),
             panoptic_json=output,
             instance_json=root / f"instances_{split}.json",
             categories=classes.to_categories(),
             input_dirs=[root / "img", root / "msk"],
-            workers=workers,
             description=split,
+            **options,
         )
         written.append(output)
     return written

@@ -86,6 +86,7 @@ def convert(name: str) -> PanopticImage:
 
 def write(root: Path, names: list[str], convert=convert) -> None:
     options = {"instance_json": root / "instances.json", "categories": CATEGORIES, "workers": 1}
+    options["inputs"] = [[] for _ in names]
     write_panoptic_dataset(
         names, names, convert, png_dir=root / "panoptic", panoptic_json=root / "panoptic.json", **options
     )

@@ -33,8 +33,8 @@ def main():
     names = [f"{number:03}" for number in range(40)]
     categories = [{"id": 1, "name": "road", "isthing": 0}]
     write_panoptic_dataset(
-        names, names, convert, png_dir=OUTPUT.with_suffix(""), panoptic_json=OUTPUT, instance_json=None,
-        categories=categories, workers=2,
+        names, names, convert, inputs=[[] for _ in names], categories=categories, workers=2,
+        png_dir=OUTPUT.with_suffix(""), panoptic_json=OUTPUT, instance_json=None,
     )
 
 run_tool(main)

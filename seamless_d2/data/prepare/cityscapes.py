@@ -5,7 +5,7 @@ The segments are those of createPanopticImgs of cityscapesScripts; the labels ar
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...io import atomic_write, read_instance_png
 from ...structures.classes import VOID_LABEL
 from ...structures.id_maps import present_ids, replace_ids
-from .writer import PanopticImage, write_panoptic_dataset
+from .writer import PanopticImage, WriterOptions, write_panoptic_dataset
 
 SPLITS = ("train", "train_extra", "val", "test")
 EVALUATED = {category["id"]: category for category in CITYSCAPES_CATEGORIES}
@@ -34,7 +34,8 @@ def convert_frame(path: Path, suffix: str, image_dir: Path) -> PanopticImage:
     """Convert an ``*_instanceIds.png``, whose pixels are label ids, or 1000 * label id + instance.
 
     Pixels of a thing without an instance are a crowd region ("group"). Labels that are not evaluated are void. If
-    ``*_labelTrainIds.png``, which Detectron2's builtin data sets need, is missing, it is written too.
+    ``*_labelTrainIds.png``, which Detectron2's builtin data sets need, is missing, it is written too; one with other
+    labels is refused.
 
     Args:
         path: The PNG.
@@ -61,20 +62,23 @@ def convert_frame(path: Path, suffix: str, image_dir: Path) -> PanopticImage:
             crowd = int(value < 1000 and bool(category["isthing"]))
             segments.append({"id": value, "category_id": label, "iscrowd": crowd})
     labels = path.with_name(f"{name}_{suffix}_labelTrainIds.png")
+    labels_of_pixels = replace_ids(values, train_ids).astype(np.uint8)
     if not labels.exists():
         with atomic_write(labels) as file:
-            Image.fromarray(replace_ids(values, train_ids).astype(np.uint8)).save(file, format="PNG")
+            Image.fromarray(labels_of_pixels).save(file, format="PNG")
+    elif not np.array_equal(read_instance_png(labels), labels_of_pixels):
+        raise UserError(f"{labels} contradicts {path.name}; remove it to have it made again")
     ids = replace_ids(values, {segment["id"]: segment["id"] for segment in segments})
     return PanopticImage(image, f"{name}_{suffix}_panoptic.png", ids, segments, {"id": name})
 
 
-def prepare_cityscapes(root: str | Path, coarse: bool = False, workers: int | None = None) -> list[Path]:
+def prepare_cityscapes(root: str | Path, coarse: bool = False, **options: Unpack[WriterOptions]) -> list[Path]:
     """Write gtFine/cityscapes_panoptic_SPLIT.json, the folder of that name and cityscapes_instances_SPLIT.json.
 
     Args:
         root: The folder with leftImg8bit/ and gtFine/ (or gtCoarse/).
         coarse: Whether gtCoarse/ is converted instead of gtFine/.
-        workers: The number of processes; default one per CPU.
+        options: See ``write_panoptic_dataset``.
 
     Returns:
         The paths of the panoptic jsons of the splits that exist.
@@ -97,12 +101,13 @@ def prepare_cityscapes(root: str | Path, coarse: bool = False, workers: int | No
             files,
             [f.name for f in files],
             partial(convert_frame, suffix=suffix, image_dir=root / "leftImg8bit" / split),
+            inputs=[[f] for f in files],
             png_dir=output.with_suffix(""),
             panoptic_json=output,
             instance_json=root / suffix / f"cityscapes_instances_{split}.json",
             categories=make_categories(),
-            workers=workers,
             description=f"{suffix} {split}",
+            **options,
         )
         written.append(output)
     if not written:

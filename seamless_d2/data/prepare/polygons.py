@@ -7,14 +7,14 @@ smaller ones, and all regions of one stuff class are one segment.
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from ...errors import UserError
 from ...io import read_json
-from .writer import PanopticImage, write_panoptic_dataset
+from .writer import PanopticImage, WriterOptions, write_panoptic_dataset
 
 KEYS = {
     "images": ("id", "file_name", "height", "width"),
@@ -107,7 +107,11 @@ def _read(source: Path) -> dict[str, Any]:
 
 
 def prepare_polygons(
-    source: str | Path, things: list[str], output: str | Path, image_dir: str | Path, workers: int | None = None
+    source: str | Path,
+    things: list[str],
+    output: str | Path,
+    image_dir: str | Path,
+    **options: Unpack[WriterOptions],
 ) -> Path:
     """Write OUTPUT.json (panoptic), the folder OUTPUT/ of PNGs and OUTPUT_instances.json.
 
@@ -116,7 +120,7 @@ def prepare_polygons(
         things: The names of the countable classes; all others are stuff. Classes without regions are left out.
         output: The panoptic json.
         image_dir: The folder of the images, which must exist.
-        workers: The number of processes; default one per CPU.
+        options: See ``write_panoptic_dataset``.
 
     Returns:
         The path of the panoptic json.
@@ -159,12 +163,13 @@ def prepare_polygons(
         [(image, by_image[image["id"]]) for image in images],
         [image["file_name"] for image in images],
         partial(convert_image, things={c["id"] for c in categories if c["isthing"]}),
+        inputs=[[] for _ in images],  # the regions are in the items
         png_dir=output.with_suffix(""),
         panoptic_json=output,
         instance_json=output.with_name(f"{output.stem}_instances.json"),
         categories=categories,
         input_dirs=[image_dir],
-        workers=workers,
         description=output.stem,
+        **options,
     )
     return output

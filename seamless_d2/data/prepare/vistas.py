@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ...errors import UserError
 from ...io import read_id_map, read_instance_png, read_json
 from ...structures.id_maps import count_pairs, present_ids, replace_ids
-from .writer import PanopticImage, write_panoptic_dataset
+from .writer import PanopticImage, WriterOptions, write_panoptic_dataset
 
 SPLITS = ("training", "validation")
 
@@ -190,13 +190,12 @@ def _read_panoptic_json(
     return content["annotations"], indices
 
 
-def prepare_vistas(root: str | Path, workers: int | None = None) -> list[Path]:
+def prepare_vistas(root: str | Path, **options: Unpack[WriterOptions]) -> list[Path]:
     """Write ROOT/seamless_VERSION/panoptic_SPLIT.json, the folder of that name and instances_SPLIT.json.
 
     Args:
         root: The folder of the release.
-        workers: The number of processes; default one per CPU. A process needs less than 1 GB of memory for images of
-            12 megapixels.
+        options: See ``write_panoptic_dataset``. A process needs less than 1 GB of memory for images of 12 megapixels.
 
     Returns:
         The paths of the panoptic jsons.
@@ -214,11 +213,13 @@ def prepare_vistas(root: str | Path, workers: int | None = None) -> list[Path]:
                 continue
             items: list[Any] = files
             keys = [f.name for f in files]
+            inputs = [[f] for f in files]
             convert = partial(convert_instances, labels=release.labels, image_dir=images)
             own = _find_panoptic_json(folder)
             if own is not None:
                 items, indices = _read_panoptic_json(own, release.labels, files)
                 keys = [a["file_name"] for a in items]
+                inputs = [[own.parent / name, folder / "instances" / name] for name in keys]
                 convert = partial(
                     convert_panoptic,
                     indices=indices,
@@ -232,12 +233,13 @@ def prepare_vistas(root: str | Path, workers: int | None = None) -> list[Path]:
                 items,
                 keys,
                 convert,
+                inputs=inputs,
                 png_dir=output.with_suffix(""),
                 panoptic_json=output,
                 instance_json=output.with_name(f"instances_{split}.json"),
                 categories=make_categories(release.labels),
-                workers=workers,
                 description=f"{release.version} {split}",
+                **options,
             )
             written.append(output)
     return written

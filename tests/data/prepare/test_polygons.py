@@ -90,7 +90,9 @@ def write(root: Path, **changes) -> dict:
 
 
 def prepare(root: Path, things: tuple[str, ...] = ("car", "person"), workers: int = 1) -> dict:
-    path = prepare_polygons(root / "export.json", list(things), root / "panoptic.json", root / "images", workers)
+    path = prepare_polygons(
+        root / "export.json", list(things), root / "panoptic.json", root / "images", workers=workers
+    )
     return json.loads(path.read_text())
 
 

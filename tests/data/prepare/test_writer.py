@@ -18,13 +18,13 @@ from seamless_d2.structures.id_maps import measure_segments, present_ids, replac
 CATEGORIES = [{"id": 4, "name": "car", "isthing": 1}, {"id": 9, "name": "road", "isthing": 0}]
 
 
-def convert(name: str, log: Path, bad: tuple[str, ...] = (), deadly: str | None = None) -> PanopticImage:
-    """An image that depends on the name; leaves a line per call in ``log``."""
-    with open(log, "a") as file:
+def convert(name: str, root: Path) -> PanopticImage:
+    """An image that depends on the name; leaves a line per call in log.txt, and obeys bad.txt and deadly.txt."""
+    with open(root / "log.txt", "a") as file:
         file.write(f"{name}\n")
-    if name == deadly:
+    if name in (root / "deadly.txt").read_text().split():
         os._exit(9)
-    if name in bad:
+    if name in (root / "bad.txt").read_text().split():
         raise UserError(f"{name} is broken")
     ids = np.full((20, 30), 70_000)
     ids[5:15, 3:9] = 1 + int(name)
@@ -34,15 +34,20 @@ def convert(name: str, log: Path, bad: tuple[str, ...] = (), deadly: str | None 
     return PanopticImage(f"city/{name}.jpg", f"{name}.png", ids, segments)
 
 
-def write(root: Path, names: list[str], workers: int = 1, categories=CATEGORIES, **options) -> list[str]:
+def write(
+    root: Path, names: list[str], workers: int = 1, categories=CATEGORIES, bad: str = "", deadly: str = ""
+) -> list[str]:
     """Returns the names that were converted."""
     log = root / "log.txt"
     log.unlink(missing_ok=True)
+    (root / "bad.txt").write_text(bad)
+    (root / "deadly.txt").write_text(deadly)
     try:
         write_panoptic_dataset(
             names,
             names,
-            partial(convert, log=log, **options),
+            partial(convert, root=root),
+            inputs=[[] for _ in names],
             png_dir=root / "panoptic",
             panoptic_json=root / "panoptic.json",
             instance_json=root / "instances.json",
@@ -68,14 +73,14 @@ def test_what_is_written(tmp_path, workers: int) -> None:
         {"id": 31, "category_id": 4, "iscrowd": 0, "area": 60, "bbox": [3, 5, 6, 10]},
     ]
     ids = read_id_map(tmp_path / "panoptic" / "30.png")
-    assert np.array_equal(ids, convert("30", tmp_path / "log.txt").ids)
+    assert np.array_equal(ids, convert("30", tmp_path).ids)
     instances = json.loads((tmp_path / "instances.json").read_text())
     assert instances["categories"] == [{"id": 4, "name": "car", "supercategory": "car"}]
     assert [a["id"] for a in instances["annotations"]] == [1, 2, 3, 4, 5]
     assert instances["annotations"][0]["image_id"] == 1
     assert np.array_equal(coco_mask.decode(instances["annotations"][0]["segmentation"]), ids == 31)
     visible = sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("."))
-    assert visible == ["instances.json", "log.txt", "panoptic", "panoptic.json"]
+    assert visible == ["bad.txt", "deadly.txt", "instances.json", "log.txt", "panoptic", "panoptic.json"]
 
 
 def test_a_finished_set_is_left_alone_until_something_changes(tmp_path) -> None:
@@ -84,10 +89,12 @@ def test_a_finished_set_is_left_alone_until_something_changes(tmp_path) -> None:
     assert write(tmp_path, NAMES) == []
     assert (tmp_path / "panoptic.json").stat().st_mtime_ns == before
     (tmp_path / "panoptic" / "10.png").unlink()
-    assert write(tmp_path, NAMES) == NAMES
-    assert write(tmp_path, NAMES[:3]) == NAMES[:3]
+    assert write(tmp_path, NAMES) == ["10"]
+    assert write(tmp_path, NAMES[:3]) == []
+    assert len(json.loads((tmp_path / "panoptic.json").read_text())["annotations"]) == 3
     (tmp_path / "panoptic.json").write_text("{")
-    assert write(tmp_path, NAMES[:3]) == NAMES[:3]
+    assert write(tmp_path, NAMES[:3]) == []
+    assert len(json.loads((tmp_path / "panoptic.json").read_text())["annotations"]) == 3
 
 
 def test_a_killed_run_goes_on(tmp_path) -> None:
@@ -110,19 +117,20 @@ def test_a_killed_worker_is_one_sentence(tmp_path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_failures_are_named_and_the_others_kept(tmp_path, workers: int) -> None:
     with pytest.raises(UserError, match="2 of 5 images .* 10: 10 is broken; 50: 50 is broken"):
-        write(tmp_path, NAMES, workers, bad=("50", "10"))
+        write(tmp_path, NAMES, workers, bad="50 10")
     assert sorted(write.converted) == sorted(NAMES)
     assert not (tmp_path / "panoptic.json").exists()
     assert sorted(write(tmp_path, NAMES, workers)) == ["10", "50"]
 
 
-def test_a_changed_list_discards_stale_parts(tmp_path) -> None:
+def test_what_does_not_depend_on_a_change_is_kept(tmp_path) -> None:
     with pytest.raises(UserError):
-        write(tmp_path, NAMES, bad=("10",))
-    with pytest.raises(UserError):
-        write(tmp_path, NAMES[1:], bad=("10",))
-    assert write.converted == NAMES[1:]
-    assert write(tmp_path, NAMES[1:], categories=[{**c, "name": "x"} for c in CATEGORIES]) == NAMES[1:]
+        write(tmp_path, NAMES, bad="10")
+    assert write(tmp_path, NAMES[1:]) == ["10"]
+    assert write(tmp_path, NAMES[1:], categories=[{**c, "name": f"new {c['name']}"} for c in CATEGORIES]) == []
+    assert json.loads((tmp_path / "panoptic.json").read_text())["categories"][0]["name"] == "new car"
+    # Instances depend on what is a thing.
+    assert write(tmp_path, NAMES[1:], categories=[{**c, "isthing": 1} for c in CATEGORIES]) == NAMES[1:]
 
 
 def test_no_half_file_has_a_final_name(tmp_path, monkeypatch) -> None:
@@ -152,6 +160,7 @@ def test_names_must_be_distinct(tmp_path) -> None:
             ["a", "b"],
             ["a", "b"],
             lambda name: PanopticImage(name, "same.png", np.zeros((2, 2), int), []),
+            inputs=[[], []],
             png_dir=tmp_path / "p",
             panoptic_json=tmp_path / "p.json",
             instance_json=None,

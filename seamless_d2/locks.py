@@ -1,0 +1,52 @@
+"""Locks of output folders, so that two processes never write into one."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+import portalocker
+
+from .errors import UserError
+
+
+@contextmanager
+def lock_output(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of an output for the duration of the block.
+
+    The operating system releases the lock when the process ends, whatever ends it, also on file systems that machines
+    share. The file stays, since removing it could take the lock away from a process that is just opening it.
+
+    Args:
+        path: The lock file, for instance OUTPUT/.lock; its folder is created if needed.
+        what: The work that holds the lock, for the message to others: "a training".
+
+    Raises:
+        UserError: Another process holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+        except portalocker.AlreadyLocked:
+            file.seek(0)
+            holder = file.read(500).strip() or "another process"
+            raise UserError(
+                f"{path.parent} is being written by {holder}; wait until it has ended, or choose another output folder"
+            ) from None
+        except portalocker.LockException as error:
+            logging.getLogger(__name__).warning(
+                f"{path} cannot be locked ({error}): make sure that nothing else writes into its folder"
+            )
+        file.truncate(0)
+        now = datetime.now().isoformat(" ", "seconds")
+        file.write(f"{what} (process {os.getpid()} on {socket.gethostname()}, since {now})\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(portalocker.LockException):
+                portalocker.unlock(file)  # closing is not enough while a forked process has the file open too
