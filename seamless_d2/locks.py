@@ -4,13 +4,26 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 import portalocker
 
 from .errors import UserError
+
+_held: set[IO[str]] = set()
+
+
+def _close_held() -> None:
+    for file in _held:
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    # A lock belongs to an open file. A worker process that outlives its killed parent must not keep the parent's lock.
+    os.register_at_fork(after_in_child=_close_held)
 
 
 @contextmanager
@@ -45,8 +58,8 @@ def lock_output(path: Path, what: str) -> Iterator[None]:
         now = datetime.now().isoformat(" ", "seconds")
         file.write(f"{what} (process {os.getpid()} on {socket.gethostname()}, since {now})\n")
         file.flush()
+        _held.add(file)
         try:
             yield
         finally:
-            with suppress(portalocker.LockException):
-                portalocker.unlock(file)  # closing is not enough while a forked process has the file open too
+            _held.remove(file)

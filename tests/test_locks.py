@@ -48,3 +48,15 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     process.join()
     with lock_output(path, "a training"):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_workers_do_not_hold_the_lock_of_their_parent(tmp_path: Path) -> None:
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    with lock_output(tmp_path / ".lock", "a training"):
+        worker.start()
+        with pytest.raises(UserError), lock_output(tmp_path / ".lock", "a prediction"):
+            pass
+    with lock_output(tmp_path / ".lock", "a prediction"):  # while the worker is alive
+        worker.kill()
+    worker.join()

@@ -13,7 +13,7 @@ from ..evaluation.tables import without_nan
 from ..io import write_json
 from ..modeling.ops.fold import prepare_for_inference
 from .dry_run import dry_run
-from .setup import load_and_check, setup
+from .setup import begin_output, load_and_check, lock_output_dir
 from .trainer import SeamlessTrainer
 
 
@@ -48,9 +48,11 @@ def run(args: argparse.Namespace, trainer: type[SeamlessTrainer] = SeamlessTrain
     """
     if getattr(args, "dry_run", False):
         return dry_run(load_and_check(args))
-    cfg = setup(args)
-    if args.eval_only:
-        return evaluate(cfg, trainer)
-    training = trainer(cfg)
-    training.resume_or_load(resume=args.resume)
-    return training.train()
+    cfg = load_and_check(args)
+    with lock_output_dir(cfg, args):
+        begin_output(cfg, args)
+        if args.eval_only:
+            return evaluate(cfg, trainer)
+        training = trainer(cfg)
+        training.resume_or_load(resume=args.resume)
+        return training.train()

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import detectron2.engine
 import torch
@@ -14,6 +16,7 @@ from ..config import load_config, resolve_config
 from ..data.registration import register_from_config
 from ..errors import UserError
 from ..io import atomic_write
+from ..locks import lock_output
 from ..structures.classes import Classes
 
 
@@ -87,16 +90,37 @@ def load_and_check(args: argparse.Namespace) -> CfgNode:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Call ``load_and_check``, create OUTPUT_DIR with config.yaml and log.txt, and seed the random generators.
+    """Return the config that ``load_and_check`` returns, after ``begin_output``.
 
     Raises:
         UserError: The config or the data are wrong.
     """
     cfg = load_and_check(args)
+    begin_output(cfg, args)
+    return cfg
+
+
+def lock_output_dir(cfg: CfgNode, args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Return the lock of OUTPUT_DIR; of several processes, the main one holds it for all.
+
+    Raises:
+        UserError: On entering, if another training, evaluation or prediction holds the lock.
+    """
+    if not comm.is_main_process():
+        return nullcontext()
+    return lock_output(Path(cfg.OUTPUT_DIR) / ".lock", "an evaluation" if args.eval_only else "a training")
+
+
+def begin_output(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Create OUTPUT_DIR with config.yaml and log.txt, and seed the random generators.
+
+    Args:
+        cfg: The checked configuration.
+        args: The arguments of ``detectron2.engine.default_argument_parser``.
+    """
     detectron2.engine.default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="seamless_d2", abbrev_name="seamless")
     if comm.is_main_process():
         # default_setup writes the file in place, so that a reader could see half of it.
         with atomic_write(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
             file.write(cfg.dump())
-    return cfg

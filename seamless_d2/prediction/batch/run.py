@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from ...io import remove_temporaries, write_json
+from ...locks import lock_output
 from ...parallel import map_parallel
 from ..formats import FORMATS, check_formats, list_files, write_formats
 from ..options import PredictionOptions
@@ -79,9 +80,10 @@ def predict_files(
             another model, of other settings or of other inputs of the same names.
     """
     settings = get_prediction_settings(predictor.cfg, predictor.options)
-    run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, max_frames)
-    summary = run.predict(predictor, run.sources)
-    run.assemble()
+    with lock_output(Path(output) / ".lock", "a prediction"):
+        run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, max_frames)
+        summary = run.predict(predictor, run.sources)
+        run.assemble()
     return summary
 
 
@@ -106,17 +108,18 @@ def predict_files_on(
         inputs, output, formats, overwrite, image_ids, max_frames: See ``predict_files``.
     """
     settings = get_prediction_settings(options.apply(config), options)
-    run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, max_frames)
-    shares = [(device, run.sources[k :: len(devices)]) for k, device in enumerate(devices)]
-    summary = Summary()
-    work = partial(_predict_share, run, config, options)
     killed = "a process was killed, perhaps for want of memory; start the same command again to resume"
-    with closing(map_parallel(work, shares, len(devices), killed, start_method="spawn")) as results:
-        for _, part in sorted(results, key=lambda result: result[0]):
-            summary.written += part.written
-            summary.skipped += part.skipped
-            summary.failures += part.failures
-    run.assemble()
+    summary = Summary()
+    with lock_output(Path(output) / ".lock", "a prediction"):
+        run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, max_frames)
+        shares = [(device, run.sources[k :: len(devices)]) for k, device in enumerate(devices)]
+        work = partial(_predict_share, run, config, options)
+        with closing(map_parallel(work, shares, len(devices), killed, start_method="spawn")) as results:
+            for _, part in sorted(results, key=lambda result: result[0]):
+                summary.written += part.written
+                summary.skipped += part.skipped
+                summary.failures += part.failures
+        run.assemble()
     return summary
 
 
