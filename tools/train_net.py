@@ -15,9 +15,7 @@ SIGUSR1 end a training with a checkpoint; whatever else ends it, --resume contin
 import argparse
 from typing import Any
 
-from detectron2.engine import default_argument_parser
-
-from seamless_d2.engine import SeamlessTrainer, launch, run
+from seamless_d2.engine import SeamlessTrainer, build_parser, launch, run
 from seamless_d2.errors import run_tool
 
 
@@ -27,8 +25,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = default_argument_parser(epilog=__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="check config, data and memory, write nothing")
+    parser = build_parser(epilog=__doc__)
     launch(train, parser.parse_args())
 
 

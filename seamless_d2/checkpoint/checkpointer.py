@@ -174,6 +174,12 @@ class SeamlessCheckpointer(DetectionCheckpointer):
 
     def _load_content(self, file: str, content: dict[str, Any]) -> dict[str, Any]:
         """Load a checkpoint that has been read already; a training can only resume if it holds every weight."""
+        lacking = [name for name in self.checkpointables if name not in content]
+        if lacking:
+            raise UserError(
+                f"{file} has weights but no state of a {lacking[0]}, from which to resume; begin a training with these "
+                f"weights: MODEL.WEIGHTS {file}, another OUTPUT_DIR, and no --resume"
+            )
         complete, self.complete, self._content = self.complete, True, content
         try:
             return self.load(file)

@@ -2,7 +2,7 @@
 
 from .launch import launch
 from .main import evaluate, run
-from .setup import setup
+from .setup import build_parser, setup
 from .trainer import SeamlessTrainer
 
-__all__ = ["SeamlessTrainer", "evaluate", "launch", "run", "setup"]
+__all__ = ["SeamlessTrainer", "build_parser", "evaluate", "launch", "run", "setup"]

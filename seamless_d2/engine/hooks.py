@@ -1,8 +1,6 @@
 """Hooks for checkpoints and evaluations of a training that may be killed at any time."""
 
-import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,10 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from ..checkpoint import SeamlessCheckpointer
-from ..io import atomic_write, write_json
+from ..io import write_json
+from .records import EVALUATIONS, read_evaluations
 
 BEST_METRIC = "panoptic_seg/PQ"
-EVALUATIONS = "evaluations.json"
 
 
 class CheckpointHook(HookBase):
@@ -53,8 +51,8 @@ class CheckpointHook(HookBase):
 class EvaluationHook(HookBase):
     """Evaluates every ``period`` steps and at the end, and writes model_best and the history of all evaluations.
 
-    The history, OUTPUT_DIR/evaluations.json, is {number of steps: flat results}. If the process is killed during an
-    evaluation, the evaluation is repeated when the training resumes.
+    The history, OUTPUT_DIR/evaluations.json, is {number of steps: flat results}; checkpoints have it too. If the
+    process is killed during an evaluation, the evaluation is repeated when the training resumes.
     """
 
     def __init__(
@@ -78,7 +76,10 @@ class EvaluationHook(HookBase):
     def before_train(self) -> None:
         start, end = self.trainer.start_iter, self.trainer.max_iter
         if comm.is_main_process():
-            self.history = {k: v for k, v in read_evaluations(self._file).items() if k <= start}
+            # A checkpoint is written before the evaluation of its weights, so that only the file has that one.
+            self.history |= {k: v for k, v in read_evaluations(self._file).items() if k <= start}
+            # For a line of metrics.json that a killed run has not written.
+            self._record(start, self.history.get(start, {}))
         known = start in comm.all_gather(list(self.history))[0]
         if start >= end or (0 < start and self.period > 0 and start % self.period == 0 and not known):
             logging.getLogger(__name__).info(f"evaluation after {start} steps, which an earlier run has taken")
@@ -90,11 +91,20 @@ class EvaluationHook(HookBase):
         if due and not self.trainer.stopping:
             self._evaluate(done)
 
+    def state_dict(self) -> dict[int, dict[str, float]]:
+        return self.history
+
+    def load_state_dict(self, state: dict[int, dict[str, float]]) -> None:
+        self.history = dict(state)
+
+    def _record(self, done: int, flat: dict[str, float]) -> None:
+        self.trainer.storage.put_scalars(**flat, smoothing_hint=False, cur_iter=max(done - 1, 0))
+
     def _evaluate(self, done: int) -> None:
         results = self.evaluate()
         if comm.is_main_process() and results:
             flat = {k: float(v) for k, v in flatten_results_dict(results).items()}
-            self.trainer.storage.put_scalars(**flat, smoothing_hint=False, cur_iter=max(done - 1, 0))
+            self._record(done, flat)
             earlier = [h[BEST_METRIC] for k, h in self.history.items() if k < done and BEST_METRIC in h]
             best = flat.get(BEST_METRIC, float("nan"))
             # A comparison with NaN is false: undefined results are never the best.
@@ -107,12 +117,13 @@ class EvaluationHook(HookBase):
         comm.synchronize()
 
 
-def read_evaluations(file: Path) -> dict[int, dict[str, float]]:
-    """Read the history that ``EvaluationHook`` writes: {number of steps: flat results}, empty if there is none."""
-    try:
-        return {int(k): v for k, v in json.loads(file.read_text()).items()}
-    except (FileNotFoundError, ValueError):
-        return {}
+class ResumedWriter(hooks.PeriodicWriter):
+    """Detectron2's ``PeriodicWriter`` that begins with the records of the step before a resume, if they are due."""
+
+    def before_train(self) -> None:
+        if self.trainer.first_record < self.trainer.start_iter:
+            for writer in self._writers:
+                writer.write()
 
 
 class RestartingPreciseBN(hooks.PreciseBN):
@@ -123,30 +134,3 @@ class RestartingPreciseBN(hooks.PreciseBN):
         self._data_iter = None
         super().update_stats()
         self._data_loader.close()
-
-
-def trim_metrics(file: Path, start: int) -> None:
-    """Remove the lines of metrics.json that a killed run wrote after its last checkpoint.
-
-    Args:
-        file: The path of metrics.json.
-        start: The iteration at which the training resumes. Lines of this and later iterations are removed, and so are
-            incomplete ones.
-    """
-    if not file.is_file():
-        return
-    kept = []
-    for line in file.read_text(errors="replace").splitlines():
-        try:
-            if json.loads(line)["iteration"] < start:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    with atomic_write(file, "w") as stream:
-        stream.writelines(line + "\n" for line in kept)
-
-
-def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Delete the temporary files that a killed run has left in its OUTPUT_DIR ``folder``."""
-    for leftover in Path(folder).glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)

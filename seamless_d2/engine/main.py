@@ -12,8 +12,9 @@ from ..checkpoint import load_weights
 from ..evaluation.tables import without_nan
 from ..io import write_json
 from ..modeling.ops.fold import prepare_for_inference
+from .config_changes import check_changes
 from .dry_run import dry_run
-from .setup import begin_output, load_and_check, lock_output_dir
+from .setup import begin_output, load_and_check, lock_output_dir, write_config
 from .trainer import SeamlessTrainer
 
 
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace, trainer: type[SeamlessTrainer] = SeamlessTrain
     """Train, or evaluate with ``args.eval_only``, or only check everything with ``args.dry_run``.
 
     Args:
-        args: The arguments of ``detectron2.engine.default_argument_parser``, optionally with ``dry_run``.
+        args: The arguments of ``detectron2.engine.default_argument_parser``, optionally with ``dry_run`` and
+            ``allow_config_change`` (see ``check_changes``).
         trainer: The trainer's class; a subclass may bring its own model, data, optimizer, hooks or evaluation.
 
     Returns:
@@ -55,4 +57,7 @@ def run(args: argparse.Namespace, trainer: type[SeamlessTrainer] = SeamlessTrain
             return evaluate(cfg, trainer)
         training = trainer(cfg)
         training.resume_or_load(resume=args.resume)
+        if training.resumed_config is not None:
+            check_changes(training.resumed_config, training.cfg, getattr(args, "allow_config_change", False))
+        write_config(cfg)
         return training.train()

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..io import atomic_write
-from .hooks import EVALUATIONS, read_evaluations
+from .records import EVALUATIONS, read_evaluations
 
 # The metrics that are drawn if they exist: (key of evaluations.json, label).
 _QUALITIES = (

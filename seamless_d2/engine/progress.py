@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+from detectron2.utils.events import EventStorage, EventWriter, TensorboardXWriter, get_event_storage
 
 from ..errors import UserError
+from .records import ResumedJSONWriter
 
 
 def memory_in_use() -> float:
@@ -54,7 +55,7 @@ class ProgressPrinter(EventWriter):
         if storage.iter >= self.max_iter or (self._last is not None and self._last[0] == done):
             return
         scalars = storage.latest()
-        if "total_loss" not in scalars:
+        if scalars.get("total_loss", (0.0, -1))[1] != storage.iter:  # no step has been taken
             return
         now = time.perf_counter()
         per_step = self._seconds_per_step(storage, done, now)
@@ -138,7 +139,7 @@ def build_writers(cfg: CfgNode, start_iter: int) -> list[EventWriter]:
 
     Args:
         cfg: The configuration; OUTPUT_DIR, SOLVER.MAX_ITER, SOLVER.LOG_PERIOD and WANDB are used.
-        start_iter: The iteration at which the training starts. TensorBoard drops the events that a killed run wrote for
+        start_iter: The first iteration that is written. metrics.json and TensorBoard drop what a killed run wrote for
             this and later iterations.
 
     Raises:
@@ -148,7 +149,7 @@ def build_writers(cfg: CfgNode, start_iter: int) -> list[EventWriter]:
     return [
         # This writer comes first, because the others write what it measures.
         ProgressPrinter(cfg.SOLVER.MAX_ITER, cfg.SOLVER.LOG_PERIOD),
-        JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+        ResumedJSONWriter(Path(cfg.OUTPUT_DIR) / "metrics.json", start_iter),
         TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=start_iter),
         *wandb,
     ]

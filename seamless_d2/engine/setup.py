@@ -61,6 +61,20 @@ def check_device(cfg: CfgNode) -> None:
         )
 
 
+def build_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """Return Detectron2's parser of a training's arguments with two more, ``dry_run`` and ``allow_config_change``.
+
+    Args:
+        epilog: The text after the list of arguments.
+    """
+    parser = detectron2.engine.default_argument_parser(epilog)
+    parser.add_argument("--dry-run", action="store_true", help="check config, data and memory, write nothing")
+    parser.add_argument(
+        "--allow-config-change", action="store_true", help="with --resume: accept settings that change the training"
+    )
+    return parser
+
+
 def load_and_check(args: argparse.Namespace) -> CfgNode:
     """Load a config, register its data sets and check both; nothing is written.
 
@@ -118,9 +132,20 @@ def begin_output(cfg: CfgNode, args: argparse.Namespace) -> None:
         cfg: The checked configuration.
         args: The arguments of ``detectron2.engine.default_argument_parser``.
     """
+    file = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    before = file.read_bytes() if file.is_file() else None
     detectron2.engine.default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="seamless_d2", abbrev_name="seamless")
+    if comm.is_main_process() and before is not None and (args.resume or args.eval_only):
+        # The file is that of the training whose checkpoints are there, until a training resumes with other settings.
+        with atomic_write(file) as stream:
+            stream.write(before)
+    else:
+        write_config(cfg)
+
+
+def write_config(cfg: CfgNode) -> None:
+    """Write OUTPUT_DIR/config.yaml in the main process, atomically (``default_setup`` writes it in place)."""
     if comm.is_main_process():
-        # default_setup writes the file in place, so that a reader could see half of it.
-        with atomic_write(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
-            file.write(cfg.dump())
+        with atomic_write(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as stream:
+            stream.write(cfg.dump())

@@ -2,7 +2,6 @@
 
 import logging
 import weakref
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,12 +19,13 @@ from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import SeamlessMapper
 from ..errors import UserError
 from ..evaluation import build_evaluators
-from .hooks import CheckpointHook, EvaluationHook, RestartingPreciseBN, remove_leftovers, trim_metrics
+from .hooks import CheckpointHook, EvaluationHook, RestartingPreciseBN, ResumedWriter
 from .plots import plot_metrics
 from .prediction_images import draw_predictions
 from .preemption import Preempted, on_preemption
 from .progress import build_writers
 from .random_state import get_random_state, set_random_state
+from .records import get_events, remove_leftovers, set_events
 from .setup import iterations_per_epoch
 from .solver import build_lr_scheduler, build_optimizer
 from .step import TrainingStep, wrap_for_processes
@@ -61,6 +61,8 @@ class SeamlessTrainer(DefaultTrainer):
         self.stopping = False
         self._signal = ""
         self._evaluating = False
+        self.resumed_config: str | None = None
+        self._events: dict[str, list[Any]] = {}
         self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
@@ -151,7 +153,24 @@ class SeamlessTrainer(DefaultTrainer):
         return result
 
     def build_writers(self) -> list[EventWriter]:
-        return build_writers(self.cfg, self.start_iter)
+        return build_writers(self.cfg, self.first_record)
+
+    @property
+    def first_record(self) -> int:
+        """The first iteration whose records this run writes.
+
+        A run that is killed between a checkpoint and the records of its step has not written those.
+        """
+        return self.start_iter - bool(self._events and self.start_iter % self.cfg.SOLVER.LOG_PERIOD == 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "config": self.cfg.dump(), "events": get_events(self.storage)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        #: The settings of the checkpoint, as yaml; of older versions of this program None.
+        self.resumed_config = state_dict.get("config")
+        self._events = state_dict.get("events", {})
 
     def _test(self) -> dict[str, Any]:
         """Return the results of the weights and, under "ema", of their moving average."""
@@ -195,12 +214,12 @@ class SeamlessTrainer(DefaultTrainer):
         logger = logging.getLogger(__name__)
         if comm.is_main_process():
             remove_leftovers(self.cfg.OUTPUT_DIR)
-            trim_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
             # The writers need the first iteration. Their hook is the last one, so that it sees what the others report.
-            self.register_hooks([hooks.PeriodicWriter(self.build_writers(), self.cfg.SOLVER.LOG_PERIOD)])
+            self.register_hooks([ResumedWriter(self.build_writers(), self.cfg.SOLVER.LOG_PERIOD)])
         logger.info(f"Starting training from iteration {self.start_iter}")
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage, on_preemption(self._on_signal):
+            set_events(self.storage, self._events)
             try:
                 self.before_train()
                 for iteration in range(self.start_iter, self.max_iter):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
 
 from seamless_d2.data.toy_streets import write_toy_streets
+from seamless_d2.engine import build_parser
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def arguments(tmp_path: Path, toy_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch)
 
     def make(*opts: str, flags: tuple[str, ...] = ()) -> argparse.Namespace:
         command = ["--config-file", str(tmp_path / "config.yaml"), *flags, *opts]
-        return default_argument_parser().parse_args(command)
+        return build_parser().parse_args(command)
 
     return make
 

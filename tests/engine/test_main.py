@@ -27,7 +27,7 @@ def test_train_resume_and_evaluate(tmp_path: Path, arguments) -> None:
     assert (out / "last_checkpoint").read_text() == "model_final.pth"
     assert any(p.name.startswith("events.out.tfevents") for p in out.iterdir())
     # Going on with a longer schedule starts after the last iteration.
-    run(arguments("SOLVER.MAX_ITER", "6", flags=("--resume",)))
+    run(arguments("SOLVER.MAX_ITER", "6", flags=("--resume", "--allow-config-change")))
     assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 5
     # config.yaml and the checkpoint are enough to evaluate.
     parser = default_argument_parser()

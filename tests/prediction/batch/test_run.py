@@ -198,4 +198,6 @@ def test_killed_anywhere(model_files, tmp_path: Path, request: pytest.FixtureReq
     assert "700 files" in output and "were finished before" in output
     assert check_whole(tmp_path / "out") == 100 * 7 + 4  # and panoptic, instances, settings and inputs
     assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]) == 100
-    assert not [p for p in (tmp_path / "out").rglob(".*.tmp*") if p.is_file()], "temporary files of the first run are left"
+    assert not [p for p in (tmp_path / "out").rglob(".*.tmp*") if p.is_file()], (
+        "temporary files of the first run are left"
+    )
