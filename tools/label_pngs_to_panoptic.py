@@ -7,7 +7,8 @@
 For IMAGE.jpg, labels/IMAGE.png has the class number of each pixel, and instances/IMAGE.png has, for things, the number
 of the object (pixels of things with 0 become a crowd region). classes.txt has a line "NUMBER NAME thing" or
 "NUMBER NAME stuff" for each class; numbers without a line are void. To read other files, change `convert`;
-`write_panoptic_dataset` does everything else, including parallel work and resuming.
+`write_panoptic_dataset` does everything else, including parallel work and resuming, and makes again
+what has changed.
 """
 
 import argparse

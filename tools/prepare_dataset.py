@@ -8,7 +8,8 @@
     python tools/prepare_dataset.py polygons export.json --things car,person --images images --output mine/panoptic.json
     python tools/prepare_dataset.py validate mine/panoptic.json --images images [--fix] [--other val.json val/]
 
-One process per CPU does the work (--workers). Finished images are skipped, so that an interrupted run can be resumed.
+One process per CPU does the work (--workers). An interrupted run goes on where it was, and a
+later one converts only images whose labels, PNG, converter or settings have changed (--check-content, --overwrite).
 """
 
 import argparse
