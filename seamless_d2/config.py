@@ -6,6 +6,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 
+from .config_checks import check_config
 from .errors import UserError
 
 
@@ -158,22 +159,6 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.SOLVER.LOG_PERIOD = 20
 
 
-#: The values that the TEST keys of ``add_seamless_config`` accept.
-CHOICES = {
-    "EVAL_MODE": ("separate", "panoptic"),
-    "EVAL_RESOLUTION": ("output", "input"),
-    "PQ_RULES": ("panopticapi", "original"),
-}
-
-
-def check_test_keys(cfg: CfgNode) -> None:
-    """Raise ``UserError`` if one of the TEST keys in ``CHOICES`` has a value that is not listed there."""
-    for key, choices in CHOICES.items():
-        if cfg.TEST[key] not in choices:
-            names = " or ".join(f'"{choice}"' for choice in choices)
-            raise UserError(f"TEST.{key} is {cfg.TEST[key]!r}; use {names}")
-
-
 def config_file(name: str) -> Path:
     """Return the path of a shipped config such as ``"cityscapes/seamless_R_50_FPN.yaml"``.
 
@@ -247,7 +232,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode
         The complete configuration.
 
     Raises:
-        UserError: The file is missing, is no yaml, or has a key or value that does not exist.
+        UserError: The file is missing, is no yaml, or has a key that does not exist or a value that is not accepted.
     """
     cfg = get_cfg()
     add_seamless_config(cfg)
@@ -261,7 +246,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode
         raise UserError(f"config {path} (with its overrides) is not valid: {reason}") from error
     except Exception as error:  # yaml has no common base class that yacs re-exports
         raise UserError(f"config {path} cannot be read as yaml: {error}") from error
-    check_test_keys(cfg)
+    check_config(cfg)
     return cfg
 
 

@@ -74,7 +74,7 @@ def test_mistakes(file: str, overrides: list[str], words: list[str]) -> None:
         (["SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR must be a number with a point such as 0.01, not '1'"),
         (["SOLVER.MAX_ITER", "2.5"], "SOLVER.MAX_ITER must be a whole number such as 40000, not '2.5'"),
         (["MODEL.MASK_ON", "yes"], "MODEL.MASK_ON must be True or False such as True, not 'yes'"),
-        (["INPUT.MIN_SIZE_TRAIN", "640"], "INPUT.MIN_SIZE_TRAIN must be a tuple such as (800,), not '640'"),
+        (["INPUT.MIN_SIZE_TRAIN", "640"], "INPUT.MIN_SIZE_TRAIN must be a tuple such as (800, 800), not '640'"),
         (["SOLVER.AMP", "True"], "SOLVER.AMP is a section; set one of its keys: SOLVER.AMP.ENABLED, SOLVER.AMP.DTYPE"),
     ],
 )

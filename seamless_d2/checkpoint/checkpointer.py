@@ -203,7 +203,15 @@ class SeamlessCheckpointer(DetectionCheckpointer):
                 f"checkpoint {path} does not exist; the config's head says where its weights come from, or set "
                 'MODEL.WEIGHTS (to "" for random initial weights)'
             )
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        except OSError as error:
+            if "://" not in path:
+                raise
+            raise UserError(
+                f"checkpoint {path} cannot be downloaded ({error}); get it where there is a network, and give the "
+                "path of the file"
+            ) from None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = self._content or load_file(filename)
@@ -215,7 +223,14 @@ class SeamlessCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         wanted = {k for k in self.model.state_dict() if not k.endswith("num_batches_tracked")}
+        state = checkpoint["model"]
         incompatible = super()._load_model(checkpoint)
+        undefined = [k for k, v in state.items() if not torch.isfinite(v).all()]
+        if undefined:
+            raise UserError(
+                f"{len(undefined)} weights of the checkpoint are NaN or infinite ({', '.join(undefined[:4])}, ...), as "
+                "after a training that has diverged; use an earlier one"
+            )
         missing = {k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")}
         shapes = [entry[0] for entry in incompatible.incorrect_shapes]
         if len(missing) + len(shapes) >= len(wanted):

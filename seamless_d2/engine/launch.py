@@ -38,6 +38,8 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):
         return _under_torchrun(main, args)
+    if args.num_gpus < 1:
+        raise UserError(f"--num-gpus must be at least 1, not {args.num_gpus}; the CPU is MODEL.DEVICE cpu")
     gpus = torch.cuda.device_count()
     if args.num_gpus > 1 and 0 < gpus < args.num_gpus:
         raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {gpus}")

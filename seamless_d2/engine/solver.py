@@ -10,10 +10,9 @@ from detectron2.solver import build_lr_scheduler as build_detectron2_scheduler
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
+from ..config_checks import SCHEDULES
 from ..errors import UserError
 
-#: The schedules of the original, beside those of Detectron2.
-SCHEDULES = ("Poly", "Linear", "Step", "MultiStep")
 #: By the name in SOLVER.OPTIMIZER: the class, and the function that takes its own options from the SOLVER keys.
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], Callable[[CfgNode], dict[str, Any]]]] = {
     "SGD": (torch.optim.SGD, lambda solver: {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),

@@ -90,16 +90,8 @@ class TrainingStep(SimpleTrainer):
     def from_config(
         cls, cfg: CfgNode, model: nn.Module, data_loader: TrainLoader, optimizer: torch.optim.Optimizer
     ) -> "TrainingStep":
-        """Make the step that the SOLVER keys of a configuration describe.
-
-        Raises:
-            UserError: SOLVER.AMP.DTYPE or SOLVER.ON_NONFINITE is unknown.
-        """
+        """Make the step that the SOLVER keys of a configuration describe."""
         solver = cfg.SOLVER
-        if solver.AMP.DTYPE not in PRECISIONS:
-            raise UserError(f"SOLVER.AMP.DTYPE is {solver.AMP.DTYPE!r}; use {' or '.join(PRECISIONS)}")
-        if solver.ON_NONFINITE not in ("stop", "skip"):
-            raise UserError(f'SOLVER.ON_NONFINITE is {solver.ON_NONFINITE!r}; use "stop" or "skip"')
         return cls(
             model,
             data_loader,

@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
-from ..config import check_test_keys
+from ..config_checks import check_config
 from ..errors import UserError
 from ..io import read_image
 from .ground_truth import read_ground_truth, write_instance_json
@@ -75,7 +75,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = N
     Raises:
         UserError: A TEST key has an unknown value, or needs an output that MODEL.SEAMLESS.OUTPUTS does not list.
     """
-    check_test_keys(cfg)
+    check_config(cfg, "TEST")
     if output_dir is None:
         several = [dataset_name] if len(cfg.DATASETS.TEST) > 1 else []
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", *several)

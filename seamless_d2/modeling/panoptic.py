@@ -120,7 +120,17 @@ class SeamlessPanoptic(PanopticFPN):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         register_classes(cfg)
-        arguments = super().from_config(cfg)
+        try:
+            arguments = super().from_config(cfg)
+        except KeyError as error:
+            # Heads look their features up among those of the backbone.
+            for section in ("RPN", "ROI_HEADS", "SEM_SEG_HEAD"):
+                if error.args[0] in cfg.MODEL[section].IN_FEATURES:
+                    raise UserError(
+                        f"MODEL.{section}.IN_FEATURES lists {error.args[0]!r}, which the backbone "
+                        f"{cfg.MODEL.BACKBONE.NAME} does not have; see its output_shape()"
+                    ) from None
+            raise
         shapes = arguments["backbone"].output_shape()
         strides = [shapes[name].stride for name in cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if name in shapes]
         return {

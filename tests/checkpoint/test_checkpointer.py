@@ -73,6 +73,19 @@ def test_damaged_files_are_named(tmp_path) -> None:
         load_file(tmp_path / "list.pth")
 
 
+def test_weights_that_are_no_numbers(tmp_path) -> None:
+    model = nn.Linear(2, 2)
+    spoilt = {name: torch.full_like(value, float("nan")) for name, value in model.state_dict().items()}
+    torch.save({"model": spoilt}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a.pth: 2 weights of the checkpoint are NaN or infinite \(weight, bias"):
+        load_weights(model, tmp_path / "a.pth")
+
+
+def test_weights_that_cannot_be_downloaded() -> None:
+    with pytest.raises(UserError, match="http://127.0.0.1:9/a.pth cannot be downloaded .* give the path of the file"):
+        SeamlessCheckpointer(nn.Linear(2, 2)).load("http://127.0.0.1:9/a.pth")
+
+
 def test_weights_of_another_model(tmp_path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"model": {"conv.weight": torch.zeros(1)}}, path)

@@ -8,7 +8,7 @@ import torch
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import DatasetEvaluator
 
-from seamless_d2.engine import SeamlessTrainer, run
+from seamless_d2.engine import SeamlessTrainer, launch, run
 from seamless_d2.errors import UserError
 
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask", "loss_sem_seg"}
@@ -100,3 +100,8 @@ def test_detectors_without_a_semantic_head(tmp_path: Path, arguments, masks: boo
     opts = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.MASK_ON", str(masks), "SOLVER.MAX_ITER", "1"]
     results = run(arguments(*opts, "MODEL.SEAMLESS.OUTPUTS", "['instances']"))
     assert set(results) == ({"bbox", "segm"} if masks else {"bbox"})
+
+
+def test_no_gpu_is_not_the_cpu(arguments) -> None:
+    with pytest.raises(UserError, match="--num-gpus must be at least 1, not 0; the CPU is MODEL.DEVICE cpu"):
+        launch(run, arguments(flags=("--num-gpus", "0")))

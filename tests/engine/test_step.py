@@ -188,13 +188,3 @@ def test_a_bad_micro_batch_is_named_among_the_others() -> None:
     data[1][0]["poison"] = float("nan")
     with pytest.raises(UserError, match="iteration 0: loss_b not finite, images p1_0, p1_1;"):
         take(make(Net(), data, accumulate_steps=4))
-
-
-def test_settings_are_checked() -> None:
-    cfg = get_config("Base-Seamless")
-    model = Net()
-    for key, value in (("ON_NONFINITE", "ignore"), ("AMP.DTYPE", "fp8")):
-        wrong = cfg.clone()
-        wrong.merge_from_list([f"SOLVER.{key}", value])
-        with pytest.raises(UserError, match=f"SOLVER.{key} is '{value}'"):
-            TrainingStep.from_config(wrong, model, batches(1), build_optimizer(wrong, model))

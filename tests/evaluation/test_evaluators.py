@@ -200,7 +200,7 @@ def test_semantic_metrics_are_detectron2s(tmp_path: Path, mode: str, boundary: b
 def test_mistakes(tmp_path: Path) -> None:
     name = register(tmp_path)
     for key in ("EVAL_MODE", "EVAL_RESOLUTION", "PQ_RULES"):
-        with pytest.raises(UserError, match=f'TEST.{key} is .x.; use "'):
+        with pytest.raises(UserError, match=f"TEST.{key} is .x.; it must be one of"):
             evaluate(name, tmp_path, [], **{key: "x"})
     cfg = get_config("toy_streets/seamless_R_18_FPN")
     cfg.TEST.EVAL_MODE, cfg.MODEL.SEAMLESS.OUTPUTS = "panoptic", ["sem_seg"]
