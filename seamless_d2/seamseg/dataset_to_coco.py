@@ -74,11 +74,12 @@ def write_seamseg(
 
     Raises:
         UserError: There are images that are neither PNG nor JPEG, two images of one name, different categories, or
-            a data set in ``root`` already.
+            files in ``root`` already, except those of an interrupted run of this function.
     """
     root = Path(root)
-    if (root / "metadata.bin").exists():
-        raise UserError(f"{root} already holds a data set in seamseg's format; choose another folder or delete it")
+    unfinished = root / ".unfinished"
+    if root.exists() and not unfinished.is_file() and any(path.name != ".lock" for path in root.iterdir()):
+        raise UserError(f"{root} already holds files; choose a folder that does not exist yet, or an empty one")
     loaded = {split: load_panoptic_json(*map(Path, source)) for split, source in splits.items()}
     (_, classes), *others = loaded.values()
     if any(other != classes for _, other in others):
@@ -93,6 +94,7 @@ def write_seamseg(
             raise UserError(f"{file} is neither PNG nor JPEG, which is all that seamseg reads; convert it")
     for folder in ("img", "msk", "lst", "coco"):
         (root / folder).mkdir(parents=True, exist_ok=True)
+    unfinished.touch()
     described = []
     for split, (records, _) in loaded.items():
         images, instances = [], []
@@ -104,10 +106,10 @@ def write_seamseg(
                 instances.append({"id": len(instances) + 1, "image_id": entry["id"], **annotation})
         with atomic_write(root / "lst" / f"{split}.txt", "w") as file:
             file.write("".join(f"{image['id']}\n" for image in images))
-        categories = thing_categories(classes.to_categories())
-        write_json(
-            root / "coco" / f"{split}.json", {"images": images, "annotations": instances, "categories": categories}
-        )
+        # The original numbers the classes of these files by their labels.
+        categories = [{**c, "id": label} for label, c in enumerate(classes.to_categories())]
+        content = {"images": images, "annotations": instances, "categories": thing_categories(categories)}
+        write_json(root / "coco" / f"{split}.json", content)
     meta = {
         "num_stuff": classes.num_stuff,
         "num_thing": classes.num_things,
@@ -117,6 +119,7 @@ def write_seamseg(
     }
     with atomic_write(root / "metadata.bin") as file:
         file.write(msgpack.packb({"images": described, "meta": meta}))
+    unfinished.unlink()
 
 
 def _write_image(
@@ -138,12 +141,12 @@ def _write_image(
     with atomic_write(root / "msk" / f"{image.stem}.png") as file:
         Image.fromarray(mask).save(file, format="PNG")
     target = root / "img" / f"{image.stem}{IMAGE_SUFFIXES[image.suffix.lower()]}"
-    if not target.exists():
-        if link:
-            target.symlink_to(image.resolve())
-        else:
-            with open(image, "rb") as source, atomic_write(target) as file:
-                shutil.copyfileobj(source, file)
+    target.unlink(missing_ok=True)  # of an interrupted run, perhaps with other images
+    if link:
+        target.symlink_to(image.resolve())
+    else:
+        with open(image, "rb") as source, atomic_write(target) as file:
+            shutil.copyfileobj(source, file)
     entry = {
         "id": image.stem,
         "cat": [VOID_LABEL, *labels],
@@ -153,11 +156,11 @@ def _write_image(
     measured = measure_segments(
         mask,
         [
-            {"id": k, "category_id": classes.dataset_ids[label], "iscrowd": s["iscrowd"]}
+            {"id": k, "category_id": label, "iscrowd": s["iscrowd"]}
             for k, (label, s) in enumerate(zip(labels, segments, strict=True), 1)
         ],
     )
-    return entry, instance_annotations(mask, measured, set(classes.dataset_ids[classes.num_stuff :]))
+    return entry, instance_annotations(mask, measured, set(range(classes.num_stuff, len(classes.names))))
 
 
 def describe_json(path: str | Path) -> str:

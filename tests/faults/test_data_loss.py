@@ -12,6 +12,10 @@ from PIL import Image
 from seamless_d2.data.prepare.polygons import prepare_polygons
 from seamless_d2.data.prepare.writer import PanopticImage, write_panoptic_dataset
 from seamless_d2.errors import UserError
+from seamless_d2.prediction.batch.run import predict_files
+from seamless_d2.seamseg.dataset_to_coco import write_seamseg
+
+from ..helpers.images import make_image
 
 CATEGORIES = [{"id": 1, "name": "road", "isthing": 0}]
 
@@ -119,3 +123,37 @@ def test_own_files_are_replaced_after_any_interruption(tmp_path: Path) -> None:
     write(tmp_path, ["b"])
     write(tmp_path, ["a", "b"])
     assert len(json.loads((tmp_path / "panoptic.json").read_text())["images"]) == 2
+
+
+def test_a_folder_with_files_gets_no_data_set_of_the_original(tmp_path: Path) -> None:
+    make_photos(tmp_path)
+    panoptic = prepare_polygons(
+        write_export(tmp_path, "a.png"), [], tmp_path / "p.json", tmp_path / "images", workers=1
+    )
+    splits = {"train": (tmp_path / "images", panoptic.with_suffix(""), panoptic)}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="images already holds files; choose a folder that does not exist yet"):
+        write_seamseg(tmp_path / "images", splits)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    # An interrupted run goes on, and does not keep what it wrote of another image.
+    (tmp_path / "new" / "img").mkdir(parents=True)
+    (tmp_path / "new" / ".unfinished").touch()
+    (tmp_path / "new" / "img" / "a.png").write_bytes(b"half")
+    write_seamseg(tmp_path / "new", splits)
+    assert (tmp_path / "new" / "img" / "a.png").read_bytes() == (tmp_path / "images" / "a.png").read_bytes()
+    assert not (tmp_path / "new" / ".unfinished").exists()
+
+
+def test_predictions_do_not_replace_files_of_others(tmp_path: Path, predictor) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    for name in "ab":
+        Image.fromarray(make_image()).save(tmp_path / "in" / f"{name}.png")
+    mine = tmp_path / "out" / "b_labelled.jpg"
+    mine.write_bytes(b"mine")
+    with pytest.raises(UserError, match="b_labelled.jpg exists and was not written by this program"):
+        predict_files(predictor, [tmp_path / "in"], tmp_path / "out", overwrite=True)
+    assert mine.read_bytes() == b"mine" and not (tmp_path / "out" / "a_labelled.jpg").exists()
+    mine.unlink()
+    for overwrite in (False, True):
+        predict_files(predictor, [tmp_path / "in"], tmp_path / "out", overwrite=overwrite)

@@ -97,13 +97,15 @@ def test_round_trip(root, tmp_path) -> None:
     meta = msgpack.unpackb((new / "metadata.bin").read_bytes())["meta"]
     assert meta == {**META, "palette": META["palette"][:4]}
     things = json.loads((new / "coco" / "train.json").read_text())
+    car, person = META["original_ids"].index(26), META["original_ids"].index(24)  # the labels of the original
     assert [(a["image_id"], a["category_id"], a["iscrowd"]) for a in things["annotations"]] == [
-        ("a", 26, 0),
-        ("a", 26, 0),
-        ("a", 24, 1),
-        ("b", 24, 1),
-        ("b", 26, 0),
+        ("a", car, 0),
+        ("a", car, 0),
+        ("a", person, 1),
+        ("b", person, 1),
+        ("b", car, 0),
     ]
+    assert [c["id"] for c in things["categories"]] == [2, 3]
     with pytest.raises(UserError, match="already holds"):
         write_seamseg(new, splits)
 

@@ -21,7 +21,13 @@ SETTINGS_FILE = "settings.json"
 INPUTS_FILE = "inputs.json"
 
 
-def record_run(output: Path, settings: dict[str, Any], inputs: Mapping[str, Path], overwrite: bool) -> int:
+def record_run(
+    output: Path,
+    settings: dict[str, Any],
+    inputs: Mapping[str, Path],
+    overwrite: bool,
+    outputs: Mapping[str, Iterable[Path]],
+) -> int:
     """Record what an output folder is about to hold.
 
     Args:
@@ -29,12 +35,14 @@ def record_run(output: Path, settings: dict[str, Any], inputs: Mapping[str, Path
         settings: What the results depend on besides the inputs, as json values.
         inputs: The input file of each name.
         overwrite: Whether other settings and other inputs may replace those that are recorded.
+        outputs: The files that are made of each name.
 
     Returns:
         The time of the settings in nanoseconds since the epoch; older files were made with others (see ``is_fresh``).
 
     Raises:
-        UserError: The folder holds results of other settings, or of other inputs under the same names.
+        UserError: The folder holds results of other settings, of other inputs under the same names, or files of others
+            under the names of results.
     """
     earlier = _read(output / SETTINGS_FILE)
     if earlier is not None and not overwrite:
@@ -54,6 +62,11 @@ def record_run(output: Path, settings: dict[str, Any], inputs: Mapping[str, Path
                 f"{output} holds predictions of another file called {name} ({before[0]}, now {path}); choose another "
                 "folder, or do them again with --overwrite"
             )
+    foreign = [p for name, paths in outputs.items() if name not in known for p in paths if p.exists()]
+    if foreign:
+        raise UserError(
+            f"{foreign[0]} exists and was not written by this program; choose another folder, or move it away"
+        )
     if known | now != known:
         write_json(output / INPUTS_FILE, known | now)
     if earlier is None or overwrite:

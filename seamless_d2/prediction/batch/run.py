@@ -161,7 +161,8 @@ class _Run:
         if ids is not None:  # an image without an id is told now, not after the last image
             number_images([s.name for s in sources if s.kind == "image"], ids)
         files = {s.name: s.path for s in sources if isinstance(s.path, Path)}
-        since = record_run(output, settings, files, overwrite)
+        outputs = {s.name: _list_outputs(s, output, formats) for s in sources if s.name in files}
+        since = record_run(output, settings, files, overwrite, outputs)
         remove_temporaries(output)
         return cls(sources, output, formats, overwrite, ids, max_frames, since)
 
@@ -174,16 +175,14 @@ class _Run:
         failed = self._predict_images(predictor, todo, summary)
         for source in images:
             if source.name not in failed:
-                files = list_files(self.output, source.name, self.formats)
-                summary.written += [path for paths in files.values() for path in paths]
+                summary.written += _list_outputs(source, self.output, self.formats)
         for source in sources:
             if source.kind != "image":
                 self._try_video(predictor, source, summary)
         return summary
 
     def _finished(self, source: Source, formats: Iterable[str]) -> bool:
-        files = list_files(self.output, source.name, formats)
-        return is_fresh((path for paths in files.values() for path in paths), self.since, source.path)
+        return is_fresh(_list_outputs(source, self.output, formats), self.since, source.path)
 
     def _predict_images(self, predictor: Predictor, todo: list[Source], summary: Summary) -> set[str]:
         jobs = (
@@ -204,7 +203,7 @@ class _Run:
 
     def _try_video(self, predictor: Predictor, source: Source, summary: Summary) -> None:
         try:
-            videos = {f: self.output / f"{source.name}_{f}.mp4" for f in self.formats if FORMATS[f].is_image}
+            videos = _list_videos(source, self.output, self.formats)
             record = self._frames_record(source)
             earlier = self._finished_frames(source)
             finished = set(self.formats) <= set(earlier["formats"]) and is_fresh(videos.values(), self.since)
@@ -284,6 +283,17 @@ class _Run:
         """Write the COCO json files of everything that is finished."""
         if "coco" in self.formats:
             assemble_coco(self.output, self._names(), self.image_ids)
+
+
+def _list_videos(source: Source, output: Path, formats: Iterable[str]) -> dict[str, Path]:
+    return {f: output / f"{source.name}_{f}.mp4" for f in formats if FORMATS[f].is_image}
+
+
+def _list_outputs(source: Source, output: Path, formats: Iterable[str]) -> list[Path]:
+    """Return the files that are made of a source, except those of single frames."""
+    if source.kind != "image":
+        return list(_list_videos(source, output, formats).values())
+    return [path for paths in list_files(output, source.name, formats).values() for path in paths]
 
 
 def _frame_name(source: Source, number: int) -> str:

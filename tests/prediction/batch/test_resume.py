@@ -18,14 +18,14 @@ def test_an_overwriting_run_that_was_cut_off_leaves_nothing_old_that_counts(tmp_
     source, old, new = tmp_path / "a.png", tmp_path / "out" / "old", tmp_path / "out" / "new"
     source.touch()
     output, inputs = tmp_path / "out", {"a": source}
-    record_run(output, {"thresh": 1}, inputs, False)
+    record_run(output, {"thresh": 1}, inputs, False, {})
     old.touch()
     os.utime(old, ns=(1, old.stat().st_mtime_ns - 10**9))
     with pytest.raises(UserError, match=r"other settings \(thresh\)"):
-        record_run(output, {"thresh": 2}, inputs, False)
-    since = record_run(output, {"thresh": 2}, inputs, True)
+        record_run(output, {"thresh": 2}, inputs, False, {})
+    since = record_run(output, {"thresh": 2}, inputs, True, {})
     new.touch()
-    assert record_run(output, {"thresh": 2}, inputs, False) == since  # the restart
+    assert record_run(output, {"thresh": 2}, inputs, False, {}) == since  # the restart
     assert is_fresh([new], since) and not is_fresh([new, old], since)
     assert not is_fresh([new, tmp_path / "gone"], since)
     os.utime(source, ns=(1, new.stat().st_mtime_ns + 1))
@@ -49,7 +49,7 @@ def test_foreign_settings_are_not_replaced(tmp_path: Path) -> None:
     for text in ("[1]", "{"):
         (tmp_path / "settings.json").write_text(text)
         with pytest.raises(UserError, match=r"settings\.json was not written by this program"):
-            record_run(tmp_path, {}, {}, True)
+            record_run(tmp_path, {}, {}, True, {})
         assert (tmp_path / "settings.json").read_text() == text
 
 
