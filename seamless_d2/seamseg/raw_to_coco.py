@@ -10,6 +10,7 @@ from tqdm import tqdm
 from ..config import load_config
 from ..errors import UserError
 from ..io import read_image_size, remove_temporaries
+from ..locks import lock_output
 from ..modeling.fusion import resize_panoptic
 from ..prediction.batch.coco_folder import assemble_coco, number_images, read_image_ids
 from ..prediction.batch.resume import is_fresh, record_run
@@ -93,35 +94,36 @@ def convert_raw(
         "classes": [[c["id"], c["name"], c["isthing"]] for c in classes.to_categories()],
         "images": None if images is None else os.path.abspath(images),
     }
-    since = record_run(output, settings, dict(zip(names, files, strict=True)), overwrite)
-    remove_temporaries(output)
+    targets = {name: list_files(output, name, ("coco",))["coco"] for name in names}
     summary, finished = Summary(), []
-    for name, file in zip(tqdm(names, desc="fuse", unit="image"), files, strict=True):
-        targets = list_files(output, name, ("coco",))["coco"]
-        if not overwrite and is_fresh(targets, since, file):
-            finished.append(name)
-            summary.skipped += 1
-            summary.written += targets
-            continue
-        try:
-            panoptic_seg, segments = fuse_raw(
-                load_raw(file),
-                file,
-                num_stuff=classes.num_stuff,
-                num_classes=len(classes.names),
-                score_thresh=score_thresh,
-                overlap_thresh=overlap_thresh,
-                stuff_area_thresh=stuff_area_thresh,
-            )
-            if images is not None:
-                panoptic_seg, segments = resize_panoptic(panoptic_seg, segments, *_size(Path(images), name))
-            blank = np.empty((*panoptic_seg.shape, 0), np.uint8)  # the COCO files do not need the image
-            result = PanopticResult.from_fusion(blank, panoptic_seg.numpy(), segments, classes)
-            summary.written += write_formats(result, output, name, ("coco",))
-            finished.append(name)
-        except UserError as error:
-            summary.fail(error)
-    assemble_coco(output, finished, ids)
+    with lock_output(output / ".lock", "a prediction"):
+        since = record_run(output, settings, dict(zip(names, files, strict=True)), overwrite, targets)
+        remove_temporaries(output)
+        for name, file in zip(tqdm(names, desc="fuse", unit="image"), files, strict=True):
+            if not overwrite and is_fresh(targets[name], since, file):
+                finished.append(name)
+                summary.skipped += 1
+                summary.written += targets[name]
+                continue
+            try:
+                panoptic_seg, segments = fuse_raw(
+                    load_raw(file),
+                    file,
+                    num_stuff=classes.num_stuff,
+                    num_classes=len(classes.names),
+                    score_thresh=score_thresh,
+                    overlap_thresh=overlap_thresh,
+                    stuff_area_thresh=stuff_area_thresh,
+                )
+                if images is not None:
+                    panoptic_seg, segments = resize_panoptic(panoptic_seg, segments, *_size(Path(images), name))
+                blank = np.empty((*panoptic_seg.shape, 0), np.uint8)  # the COCO files do not need the image
+                result = PanopticResult.from_fusion(blank, panoptic_seg.numpy(), segments, classes)
+                summary.written += write_formats(result, output, name, ("coco",))
+                finished.append(name)
+            except UserError as error:
+                summary.fail(error)
+        assemble_coco(output, finished, ids)
     return summary
 
 
