@@ -12,6 +12,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import zipfile
@@ -28,6 +30,7 @@ from ..prediction import PanopticResult, Predictor
 from ..prediction.batch.sources import IMAGE_SUFFIXES
 from ..visualization import segment_color
 
+_CLEANER = "import shutil, sys; sys.stdin.read(); shutil.rmtree(sys.argv[1], ignore_errors=True)"
 _TITLE = "seamless_d2: panoptic segmentation"
 _MAX_PIXELS = 64_000_000
 # The longest side of images in the page, in pixels; the files keep the original size.
@@ -170,7 +173,12 @@ class DemoPage:
 
         _check_port(host, port)
         self._predictor, self._error = predictor, gradio.Error
-        self._folder = tempfile.TemporaryDirectory(prefix="seamless_d2_")
+        self._folder = Path(tempfile.mkdtemp(prefix="seamless_d2_"))
+        self._results = self._folder / "results"
+        self._results.mkdir()
+        os.environ["GRADIO_TEMP_DIR"] = str(self._folder / "uploads")
+        # Reads until this process ends, also if it is killed, and then deletes the folder.
+        self._cleaner = subprocess.Popen([sys.executable, "-I", "-c", _CLEANER, self._folder], stdin=subprocess.PIPE)
         self._blocks = self._make_blocks(gradio)
         # A foreign host name in a request is how another page reaches servers of this computer (DNS rebinding).
         hosts = ["*"] if host == "0.0.0.0" else [host, "localhost", "127.0.0.1"]
@@ -184,7 +192,7 @@ class DemoPage:
             quiet=True,
             share=False,
             max_file_size=max_megabytes * 2**20,
-            allowed_paths=[self._folder.name],
+            allowed_paths=[str(self._results)],
             app_kwargs={"middleware": [Middleware(ContentPolicy), Middleware(TrustedHostMiddleware, hosts)]},
             theme=gradio.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"]),
             css=_STYLE,
@@ -204,7 +212,7 @@ class DemoPage:
     def close(self) -> None:
         """Stop the server, and delete uploads and results."""
         self._blocks.close(verbose=False)
-        self._folder.cleanup()
+        self._cleaner.communicate()
 
     def _make_blocks(self, gradio: Any) -> Any:
         # Uploads and results that Gradio keeps are looked at every 10 minutes and deleted after 45.
@@ -237,9 +245,9 @@ class DemoPage:
             raise self._error(str(error).replace(file, Path(file).name)) from None
         name = Path(file).stem
         # Gradio serves its own copy of the archive, so that the one before is not needed any more.
-        for earlier in Path(self._folder.name).iterdir():
+        for earlier in self._results.iterdir():
             shutil.rmtree(earlier, ignore_errors=True)
-        archive = Path(tempfile.mkdtemp(dir=self._folder.name)) / f"{name}_coco.zip"
+        archive = Path(tempfile.mkdtemp(dir=self._results)) / f"{name}_coco.zip"
         write_archive(result, archive, name)
         return make_figure(result), make_table(result), str(archive)
 

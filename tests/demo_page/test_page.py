@@ -1,10 +1,15 @@
 """The demo page in a real browser (where Gradio, Playwright and Chromium are installed), and its parts."""
 
+import contextlib
 import html
 import json
+import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -99,8 +104,63 @@ def test_results_are_deleted_when_the_server_ends(predictor, tmp_path: Path, mon
         for _ in range(2):
             _, _, archive = page._predict(str(tmp_path / "a.png"))
             assert Path(archive).is_file()
-        assert len(list(tmp_path.glob("seamless_d2_*/*"))) == 1
+        assert len(list(tmp_path.glob("seamless_d2_*/results/*"))) == 1
     assert not list(tmp_path.glob("seamless_d2_*"))
+
+
+SERVER = """
+import sys
+from seamless_d2 import Predictor
+from seamless_d2.demo_page import serve
+serve(Predictor(sys.argv[1], sys.argv[2], device="cpu"), port=int(sys.argv[3]))
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_killed_server(model_files: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="needs Gradio (the extra 'page')")
+    port = str(free_port())
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", SERVER, *model_files, port]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as server:
+        assert port.encode() in server.stdout.readline()
+        (folder,) = tmp_path.glob("seamless_d2_*")
+        status, text = upload(f"http://127.0.0.1:{port}", b"an image")
+        assert status == 200 and Path(json.loads(text)[0]).is_relative_to(folder)
+        server.kill()
+    limit = time.monotonic() + 20
+    while folder.exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert not folder.exists()
+
+
+def upload(address: str, content: bytes) -> tuple[int, str]:
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    request = urllib.request.Request(f"{address}/gradio_api/upload", head + content + b"\r\n--x--\r\n")
+    request.add_header("Content-Type", "multipart/form-data; boundary=x")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+    except (urllib.error.URLError, ConnectionError):
+        return 0, "the server has closed the connection"
+
+
+@pytest.mark.slow
+def test_too_much_is_refused_and_the_server_goes_on(address: str) -> None:
+    assert upload(address, bytes(1000))[0] == 200
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    before = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert upload(address, bytes(100 * 2**20))[0] in (0, 413)
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) == before
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"GET /config HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 2**22 + b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(100).split()[1:2] != [b"200"]
+    assert ask(address, "/config")[0] == 200
 
 
 @pytest.mark.slow
