@@ -1,6 +1,7 @@
 """The demo page in a real browser (where Gradio, Playwright and Chromium are installed), and its parts."""
 
 import contextlib
+import dataclasses
 import html
 import json
 import os
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seamless_d2 import PanopticResult
 from seamless_d2.demo_page.page import DemoPage, make_figure, make_table, serve, write_archive
 from seamless_d2.errors import UserError
 
@@ -74,6 +76,15 @@ def ask(address: str, path: str, body: dict | None = None, **headers: str) -> tu
             return answer.status, answer.read().decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode("utf-8", "replace")
+
+
+def test_names_are_text() -> None:
+    plain = result()
+    names = ["'\"><img src=x onerror=alert(1)>" + name for name in plain.classes.names]
+    classes = dataclasses.replace(plain.classes, names=names)
+    hostile = PanopticResult.from_fusion(plain.image, plain.panoptic_seg, plain.segments_info, classes)
+    for markup in (make_figure(hostile), make_table(hostile)):
+        assert "onerror" in markup and "<img src=x" not in markup
 
 
 @pytest.mark.slow
