@@ -4,11 +4,10 @@
     python tools/label_pngs_to_panoptic.py --images images --semantic labels --instance instances \
         --classes classes.txt --output mine/panoptic.json
 
-For IMAGE.jpg, labels/IMAGE.png has the class number of each pixel, and instances/IMAGE.png has, for things, the number
-of the object (pixels of things with 0 become a crowd region). classes.txt has a line "NUMBER NAME thing" or
-"NUMBER NAME stuff" for each class; numbers without a line are void. To read other files, change `convert`;
-`write_panoptic_dataset` does everything else, including parallel work and resuming, and makes again
-what has changed.
+For images/SUB/IMAGE.jpg, labels/SUB/IMAGE.png has the class number of each pixel, and instances/SUB/IMAGE.png has, for
+things, the number of the object (pixels of things with 0 become a crowd region). classes.txt has a line "NUMBER NAME
+thing" or "NUMBER NAME stuff" for each class; numbers without a line are void. To read other files, change `convert`;
+`write_panoptic_dataset` does everything else, including parallel work and resuming, and makes again what has changed.
 """
 
 import argparse
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from seamless_d2.data.prepare.class_list import describe_classes, list_images, read_class_list
+from seamless_d2.data.prepare.outputs import first_repeated
 from seamless_d2.data.prepare.writer import (
     PanopticImage,
     add_writer_options,
@@ -28,15 +29,15 @@ from seamless_d2.data.prepare.writer import (
 from seamless_d2.errors import UserError, run_tool
 
 
-def convert(image: Path, semantic: Path, instance: Path, kinds: dict[int, bool]) -> PanopticImage:
+def convert(name: str, semantic: Path, instance: Path, kinds: dict[int, bool]) -> PanopticImage:
     """Convert the two maps of one image.
 
     Args:
-        image: The image.
+        name: The path of the image below the folder of images.
         semantic, instance: The folders of the maps.
         kinds: Whether each class number is a thing.
     """
-    png = f"{image.stem}.png"
+    png = Path(name).with_suffix(".png").as_posix()
     for folder in (semantic, instance):
         if not (folder / png).is_file():
             raise UserError(f"{folder / png} does not exist")
@@ -55,19 +56,7 @@ def convert(image: Path, semantic: Path, instance: Path, kinds: dict[int, bool])
                     {"id": len(segments) + 1, "category_id": number, "iscrowd": int(isthing and object_number == 0)}
                 )
                 ids[mask] = len(segments)
-    return PanopticImage(image.name, png, ids, segments)
-
-
-def read_classes(path: Path) -> list[dict[str, Any]]:
-    """Read the categories of the json from classes.txt."""
-    categories = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            fields = line.split()
-            if len(fields) != 3 or not fields[0].isdigit() or fields[2] not in ("thing", "stuff"):
-                raise UserError(f"{path}: line {line!r} is not 'NUMBER NAME thing' or 'NUMBER NAME stuff'")
-            categories.append({"id": int(fields[0]), "name": fields[1], "isthing": int(fields[2] == "thing")})
-    return categories
+    return PanopticImage(name, png, ids, segments)
 
 
 def main() -> None:
@@ -76,25 +65,32 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     add_writer_options(parser)
     args = parser.parse_args()
-    if not args.classes.is_file():
-        raise UserError(f"{args.classes} does not exist; write a line 'NUMBER NAME thing|stuff' per class")
-    categories = read_classes(args.classes)
-    images = sorted(p for p in args.images.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    categories = read_class_list(args.classes)
+    images = [path.relative_to(args.images) for path in list_images(args.images)]
     if not images:
         raise UserError(f"{args.images} holds no images (.jpg, .jpeg, .png)")
+    maps = {path: [folder / path.with_suffix(".png") for folder in (args.semantic, args.instance)] for path in images}
+    labelled = [path.as_posix() for path in images if any(file.is_file() for file in maps[path])]
+    repeated = first_repeated([path.with_suffix("") for path in images])
+    if repeated is not None:
+        raise UserError(f"{args.images} has two images called {repeated}; their labels would be one file, rename one")
+    if not labelled:
+        raise UserError(f"{args.semantic} has no {images[0].with_suffix('.png')}; check --semantic and --images")
     kinds = {c["id"]: bool(c["isthing"]) for c in categories}
     write_panoptic_dataset(
-        images,
-        [p.name for p in images],
+        labelled,
+        labelled,
         partial(convert, semantic=args.semantic, instance=args.instance, kinds=kinds),
-        inputs=[[folder / f"{p.stem}.png" for folder in (args.semantic, args.instance)] for p in images],
+        inputs=[maps[Path(name)] for name in labelled],
         png_dir=args.output.with_suffix(""),
         panoptic_json=args.output,
         instance_json=None,
         categories=categories,
-        input_dirs=[args.images, args.semantic, args.instance],
+        image_dir=args.images,
+        input_dirs=[args.semantic, args.instance],
         **get_writer_options(args),
     )
+    print(describe_classes(args.output))
     print(f"wrote {args.output}; check it: tools/prepare_dataset.py validate {args.output} --images {args.images}")
 
 

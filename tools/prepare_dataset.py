@@ -17,13 +17,14 @@ from pathlib import Path
 
 from seamless_d2.config import load_config
 from seamless_d2.data.prepare.cityscapes import prepare_cityscapes
+from seamless_d2.data.prepare.class_list import describe_classes
 from seamless_d2.data.prepare.polygons import prepare_polygons
 from seamless_d2.data.prepare.validate import validate
 from seamless_d2.data.prepare.vistas import prepare_vistas
 from seamless_d2.data.prepare.writer import add_writer_options, get_writer_options
 from seamless_d2.data.registration import datasets_root, find_entry
 from seamless_d2.errors import UserError, run_tool
-from seamless_d2.seamseg.dataset_to_coco import describe_json, prepare_seamseg, write_seamseg
+from seamless_d2.seamseg.dataset_to_coco import prepare_seamseg, write_seamseg
 
 
 def parse_args() -> argparse.Namespace:
@@ -117,7 +118,7 @@ def main() -> None:
     else:
         written = prepare_seamseg(args.root, **options)
     for path in written:
-        print(describe_json(path))
+        print(describe_classes(path))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.prepare.class_list import print_unlabelled
 from ..data.prepare.writer import PanopticImage, WriterOptions, write_panoptic_dataset
 from ..data.registration import load_panoptic_json
 from ..errors import UserError
-from ..io import atomic_write, read_id_map, read_json, write_json
+from ..io import atomic_write, read_id_map, write_json
 from ..structures.classes import VOID_LABEL, Classes
 from ..structures.id_maps import instance_annotations, measure_segments, present_ids, replace_ids, thing_categories
 from .dataset import list_splits, read_split
@@ -41,7 +42,7 @@ def prepare_seamseg(root: str | Path, **options: Unpack[WriterOptions]) -> list[
         options: See ``write_panoptic_dataset``.
     """
     root = Path(root)
-    written = []
+    written, images = [], set()
     for split in list_splits(root):
         records, classes = read_split(root, split)
         output = root / f"panoptic_{split}.json"
@@ -59,6 +60,8 @@ def prepare_seamseg(root: str | Path, **options: Unpack[WriterOptions]) -> list[
             **options,
         )
         written.append(output)
+        images |= {Path(r["file_name"]).relative_to(root / "img").as_posix() for r in records}
+    print_unlabelled(root / "img", images)  # which all splits share
     return written
 
 
@@ -161,11 +164,3 @@ def _write_image(
         ],
     )
     return entry, instance_annotations(mask, measured, set(range(classes.num_stuff, len(classes.names))))
-
-
-def describe_json(path: str | Path) -> str:
-    """The two class counts that a config needs."""
-    classes = Classes.from_categories(read_json(path, "panoptic json")["categories"], str(path))
-    return (
-        f"{path}: MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(classes.names)} MODEL.ROI_HEADS.NUM_CLASSES {classes.num_things}"
-    )

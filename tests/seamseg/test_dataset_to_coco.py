@@ -12,12 +12,13 @@ from PIL import Image
 
 from seamless_d2 import get_config, register_seamseg
 from seamless_d2.data.mapper import SeamlessMapper
+from seamless_d2.data.prepare.class_list import describe_classes
 from seamless_d2.data.prepare.validate import validate
 from seamless_d2.data.registration import find_entry, register_from_config
 from seamless_d2.errors import UserError
 from seamless_d2.evaluation import build_evaluators
 from seamless_d2.io import read_id_map
-from seamless_d2.seamseg.dataset_to_coco import describe_json, prepare_seamseg, write_seamseg
+from seamless_d2.seamseg.dataset_to_coco import prepare_seamseg, write_seamseg
 from seamless_d2.structures.classes import Classes
 
 from ..helpers.panoptic_files import scene, unique_name, write_dataset
@@ -82,7 +83,7 @@ def test_round_trip(root, tmp_path) -> None:
     assert (train.name, val.name) == ("panoptic_train.json", "panoptic_val.json")
     for path in (train, val):
         assert validate(path, root / "img", workers=1)[0].problems == []
-        assert "NUM_CLASSES 4 MODEL.ROI_HEADS.NUM_CLASSES 2" in describe_json(path)
+        assert "NUM_CLASSES 4 MODEL.ROI_HEADS.NUM_CLASSES 2" in describe_classes(path)
     content = json.loads(train.read_text())
     assert [i["id"] for i in content["images"]] == ["a", "b"]
     assert [c["id"] for c in content["categories"]] == META["original_ids"]

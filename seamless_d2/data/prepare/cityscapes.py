@@ -106,6 +106,7 @@ def prepare_cityscapes(root: str | Path, coarse: bool = False, **options: Unpack
             panoptic_json=output,
             instance_json=root / suffix / f"cityscapes_instances_{split}.json",
             categories=make_categories(),
+            image_dir=root / "leftImg8bit" / split,
             description=f"{suffix} {split}",
             **options,
         )

@@ -126,8 +126,11 @@ class Outputs:
         parts: Mapping[str, dict[str, Any]],
         jsons: Sequence[Path],
         categories: list[dict[str, Any]],
-    ) -> None:
+    ) -> set[str]:
         """Write the jsons from the parts, then the record, unless they are what a finished run has written.
+
+        Returns:
+            The file names of the images.
 
         Raises:
             UserError: Two images have one PNG or one id.
@@ -145,6 +148,7 @@ class Outputs:
             written = [record_state(path, self.folder) for path in jsons]
             write_json(self.record, {"fingerprint": state, "files": sorted(files), "jsons": written, "parts": parts})
         shutil.rmtree(self.parts)
+        return {part["image"]["file_name"] for part in parts.values()}
 
 
 def _assemble(

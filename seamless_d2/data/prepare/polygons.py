@@ -168,6 +168,7 @@ def prepare_polygons(
         panoptic_json=output,
         instance_json=output.with_name(f"{output.stem}_instances.json"),
         categories=categories,
+        image_dir=image_dir,
         input_dirs=[image_dir],
         description=output.stem,
         **options,

@@ -238,6 +238,7 @@ def prepare_vistas(root: str | Path, **options: Unpack[WriterOptions]) -> list[P
                 panoptic_json=output,
                 instance_json=output.with_name(f"instances_{split}.json"),
                 categories=make_categories(release.labels),
+                image_dir=images,
                 description=f"{release.version} {split}",
                 **options,
             )

@@ -21,6 +21,7 @@ from ...errors import UserError
 from ...locks import lock_output
 from ...parallel import map_parallel
 from ...structures.id_maps import instance_annotations, measure_segments
+from .class_list import print_unlabelled
 from .file_state import FileState, fingerprint, is_unchanged, record_state
 from .outputs import Outputs, first_repeated
 
@@ -79,6 +80,7 @@ def write_panoptic_dataset(
     panoptic_json: Path,
     instance_json: Path | None,
     categories: list[dict[str, Any]],
+    image_dir: Path | None = None,
     input_dirs: Sequence[Path] = (),
     description: str = "images",
     workers: int | None = None,
@@ -102,6 +104,7 @@ def write_panoptic_dataset(
         panoptic_json: The json, which is written last.
         instance_json: The json of COCO instance annotations of the things, or None.
         categories: The categories of the json.
+        image_dir: The folder of the images, of which those without labels are counted; default they are not.
         input_dirs: The folders that images and labels are read from; nothing is written into them.
         description: The text beside the progress bar.
         workers: The number of processes; default one per available CPU.
@@ -129,7 +132,9 @@ def write_panoptic_dataset(
         thing_ids = frozenset(c["id"] for c in categories if c["isthing"])
         conversion = _Conversion(convert, thing_ids, outputs, overwrite, check_content)
         _convert_all(conversion, items, keys, inputs, parts, workers, description)
-        outputs.finish(keys, parts, jsons, categories)
+        images = outputs.finish(keys, parts, jsons, categories)
+    if image_dir is not None:
+        print_unlabelled(image_dir, images)
 
 
 def _convert_all(
