@@ -1,8 +1,6 @@
-"""Arguments of tools/train_net.py for a tiny model on a few toy scenes, and child processes that may be killed."""
+"""Arguments of tools/train_net.py for a tiny model on a few toy scenes."""
 
 import argparse
-import multiprocessing
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,12 +38,3 @@ def arguments(tmp_path: Path, toy_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch)
         return default_argument_parser().parse_args(command)
 
     return make
-
-
-def in_child(function: Callable[[], object]) -> int:
-    """Exit code of a forked process (it need not import PyTorch again) that runs ``function``; -9 if it was killed."""
-    child = multiprocessing.get_context("fork").Process(target=function)
-    child.start()
-    child.join()  # with a time limit it would wait for the child's own children too
-    assert child.exitcode is not None
-    return child.exitcode
