@@ -173,9 +173,9 @@ class SeamlessTrainer(DefaultTrainer):
         self._last_eval_results = results
         return results
 
-    def gather_random_states(self) -> None:
-        """Collect the random states of all processes; all call this before the main process writes a checkpoint."""
-        self._trainer.gather_random_states()
+    def prepare_checkpoint(self) -> None:
+        """See ``TrainingStep.prepare_checkpoint``."""
+        self._trainer.prepare_checkpoint()
 
     def _on_signal(self, name: str) -> None:
         self._signal = name

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch.distributed as dist
@@ -38,8 +38,11 @@ def run_forked(*functions: Callable[[], object], limit: float = LIMIT) -> list[i
     return [child.exitcode for child in children]
 
 
-def run_in_two_processes(function: Callable[[], object]) -> None:
-    """Run ``function`` in two forked processes through ``launch``, with the environment that torchrun sets."""
+def run_in_two_processes(function: Callable[[], object], *, codes: Sequence[int] = (0, 0)) -> None:
+    """Run ``function`` in two forked processes through ``launch``, with the environment that torchrun sets.
+
+    The test fails if their exit codes are not ``codes``.
+    """
     # As torchrun does, this process has the store: no other can take the port before it is used.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -48,4 +51,4 @@ def run_in_two_processes(function: Callable[[], object]) -> None:
         os.environ.update(environment, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
         launch(lambda _: function(), Namespace(resume=False))
 
-    assert run_forked(partial(child, 0), partial(child, 1)) == [0, 0]
+    assert run_forked(partial(child, 0), partial(child, 1)) == list(codes)
