@@ -6,21 +6,18 @@ seed. So a training that resumes from a checkpoint sees exactly the images that 
 
 import itertools
 import logging
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from ..errors import UserError
 from .mapper import SeamlessMapper
 from .sampling import build_train_sampler
 from .seeding import Sample, SeededDataset
+from .workers import BatchWorkers, WorkerDied
 
 
 class BatchPlan:
@@ -116,7 +113,7 @@ class TrainLoader:
         self.max_faults = max_faults
         self.batches = 0
         self.faults = 0
-        self._iterator: Iterator[list[dict]] | None = None
+        self._iterator: BatchWorkers | Generator[list[dict], None, None] | None = None
         make_sampler(seed)  # raises before the training starts if settings are wrong
 
     def state_dict(self) -> dict[str, int]:
@@ -131,6 +128,8 @@ class TrainLoader:
 
     def close(self) -> None:
         """End the worker processes; the next batch starts new ones."""
+        if self._iterator is not None:
+            self._iterator.close()
         self._iterator = None
 
     def plan_batches(self) -> BatchPlan:
@@ -152,18 +151,15 @@ class TrainLoader:
                     self._iterator = self._start()
                 batch = next(self._iterator)
                 break
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
+            except WorkerDied as error:
+                # The position has not moved, so that new workers start with the batch that was lost.
+                self.close()
                 files = ", ".join(self.records[index]["file_name"] for _, index in next(iter(self.plan_batches())))
-                reason = str(error).split("\n")[0]
                 self._count_fault(
-                    f"{reason} while batch {self.batches} ({files}) was awaited; most often memory ran out: lower "
+                    f"{error} while batch {self.batches} ({files}) was awaited; most often memory ran out: lower "
                     "DATALOADER.NUM_WORKERS",
                     "the batch is loaded again",
                 )
-                # The position has not moved, so that new workers start with the batch that was lost.
-                self.close()
         self.batches += 1
         for entry in batch:
             for fault in entry.pop("faults"):
@@ -179,39 +175,12 @@ class TrainLoader:
             raise UserError(f"{fault}; this is fault {self.faults} of the data, more than DATALOADER.MAX_FAULTS allows")
         logging.getLogger(__name__).warning(f"{fault}; {consequence} (fault {self.faults} of {self.max_faults})")
 
-    def _start(self) -> Iterator[list[dict]]:
+    def _start(self) -> BatchWorkers | Generator[list[dict], None, None]:
         dataset = SeededDataset(self.records, self.mapper, self.seed, self.on_fault == "skip")
-        main = threading.current_thread() is threading.main_thread()
-        handler = signal.getsignal(signal.SIGCHLD) if main else None
-        loader = DataLoader(
-            dataset,
-            batch_sampler=self.plan_batches(),
-            num_workers=self.num_workers,
-            collate_fn=list,
-            worker_init_fn=_start_worker,
-            # Not the global generator, whose state belongs to the training.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-        iterator = iter(loader)
-        if main and self.num_workers:
-            # PyTorch's handler raises wherever the program is, for instance in the middle of a step of the optimizer.
-            # The iterator also notices a dead worker itself, when it waits for a batch.
-            ours = handler is None or getattr(handler, "__module__", "").startswith("torch.")
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL if ours else handler)
-        return iterator
-
-
-def _start_worker(_: int) -> None:
-    """Prepare a worker process: the trainer handles the signals that the whole process group gets."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-    def on_first_term(*_: Any) -> None:
-        # A second signal comes from the trainer's exit.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, on_first_term)
+        plan = iter(self.plan_batches())
+        if self.num_workers:
+            return BatchWorkers(dataset, plan, self.num_workers)
+        return ([dataset[sample] for sample in batch] for batch in plan)
 
 
 def micro_batch_size(cfg: CfgNode) -> int:

@@ -20,7 +20,7 @@ class CheckpointHook(HookBase):
     """Writes the checkpoints model_<iteration> and, at the end, model_final.
 
     A checkpoint is written every ``period`` steps, before each evaluation and if a signal stops the training. The hook
-    runs in all processes: each contributes its random state, and the main process writes.
+    runs in all processes: they agree on what is saved, and the main process writes.
     """
 
     def __init__(self, checkpointer: SeamlessCheckpointer, period: int, eval_period: int, keep: int) -> None:
@@ -41,7 +41,7 @@ class CheckpointHook(HookBase):
         last = done >= self.trainer.max_iter
         due = any(period > 0 and done % period == 0 for period in (self.period, self.eval_period))
         if last or due or self.trainer.stopping:
-            self.trainer.gather_random_states()
+            self.trainer.prepare_checkpoint()
             if comm.is_main_process():
                 name = "model_final" if last else f"model_{self.trainer.iter:07d}"
                 self.checkpointer.save(name, iteration=self.trainer.iter)

@@ -237,9 +237,17 @@ class TrainingStep(SimpleTrainer):
         if self.ema is not None:
             self.ema.update(self.bare_model)
 
-    def gather_random_states(self) -> None:
-        """Collect the random states of all processes; all call this before the main process writes a checkpoint."""
+    def prepare_checkpoint(self) -> None:
+        """Agree on what a checkpoint holds; all processes call this before an evaluation and before a checkpoint.
+
+        The running statistics of the main process, which writes it, become those of all, and their random states are
+        collected.
+        """
         self._rank_states = comm.gather(get_random_state())
+        if comm.get_world_size() > 1:
+            for model in (self.bare_model, *([] if self.ema is None else [self.ema.model])):
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, except the weights, that the next steps depend on."""

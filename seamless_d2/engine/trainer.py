@@ -79,6 +79,24 @@ class SeamlessTrainer(DefaultTrainer):
         return build_evaluators(cfg, dataset_name)
 
     @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict:
+        """Evaluate ``model`` on DATASETS.TEST, see Detectron2's ``DefaultTrainer.test``.
+
+        Raises:
+            UserError: A process that loads the images was killed.
+        """
+        try:
+            return super().test(cfg, model, evaluators)
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            died = not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+            if not died or str(error).startswith("Caught "):  # so begins what the mapper has raised in a process
+                raise
+            raise UserError(
+                f"a data loader process ended in an evaluation ({error}); most often memory ran out: lower "
+                "DATALOADER.NUM_WORKERS"
+            ) from None
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
 
@@ -192,9 +210,9 @@ class SeamlessTrainer(DefaultTrainer):
         self._last_eval_results = results
         return results
 
-    def gather_random_states(self) -> None:
-        """Collect the random states of all processes; all call this before the main process writes a checkpoint."""
-        self._trainer.gather_random_states()
+    def prepare_checkpoint(self) -> None:
+        """See ``TrainingStep.prepare_checkpoint``."""
+        self._trainer.prepare_checkpoint()
 
     def _on_signal(self, name: str) -> None:
         self._signal = name

@@ -2,10 +2,6 @@
 
 import copy
 import json
-import multiprocessing
-import os
-import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,41 +11,15 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from seamless_d2.engine import SeamlessTrainer, launch, run, setup
+from seamless_d2.engine import SeamlessTrainer, run, setup
 from seamless_d2.engine.step import wrap_for_processes
 from seamless_d2.errors import UserError
 
+from ..helpers.processes import run_in_two_processes
 from .test_resume import assert_same, final
 from .test_step import image_with_ground_truth
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> str:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
-
-
-def two_processes(function: Callable[[], object], *, expect: tuple[int, int] = (0, 0)) -> None:
-    """Run ``function`` in two forked processes with the environment that torchrun sets, through our ``launch``."""
-    port = free_port()
-
-    def child(rank: int) -> None:
-        os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        launch(lambda _: function(), _Arguments())
-
-    children = [multiprocessing.get_context("fork").Process(target=child, args=(rank,)) for rank in range(2)]
-    for process in children:
-        process.start()
-    for process in children:
-        process.join()
-    assert tuple(process.exitcode for process in children) == expect
-
-
-class _Arguments:
-    resume = False
 
 
 def gradients_and_buffers(model: torch.nn.Module, data: list[dict]) -> dict[str, torch.Tensor]:
@@ -70,7 +40,7 @@ def compute_in_two_processes(cfg: CfgNode, weights: dict, data: list[dict], file
         result = gradients_and_buffers(wrap_for_processes(model), data[2 * rank : 2 * rank + 2])
         torch.save(result, f"{file}{rank}")
 
-    two_processes(work)
+    run_in_two_processes(work)
     return [torch.load(f"{file}{rank}", weights_only=True) for rank in range(2)]
 
 
@@ -131,7 +101,7 @@ def test_training_in_two_processes(tmp_path: Path, arguments) -> None:
         run(arguments(*OPTS, "OUTPUT_DIR", str(out), *opts, flags=("--resume",)))
 
     # The second step is spoiled in process 1: both leave it out.
-    two_processes(lambda: work(spoil=1))
+    run_in_two_processes(lambda: work(spoil=1))
     weights = [torch.load(f"{ended}{rank}", weights_only=True) for rank in range(2)]
     assert_same(*weights)
     assert_same(final(out)["model"], weights[0])
@@ -150,7 +120,7 @@ def test_training_in_two_processes(tmp_path: Path, arguments) -> None:
     for name in ("model_final.pth", "last_checkpoint", "evaluations.json"):
         (out / name).unlink()
     before = weights[0]
-    two_processes(work)
+    run_in_two_processes(work)
     assert_same(final(out)["model"], before)
     assert "Starting training from iteration 2" in (out / "log.txt").read_text()
 
@@ -172,7 +142,7 @@ def test_output_on_a_disk_that_others_do_not_see(tmp_path: Path, arguments) -> N
         with pytest.raises(UserError, match=r"different iterations \(\[1, 0\]\); put OUTPUT_DIR"):
             run(arguments(*opts, flags=("--resume",)))
 
-    two_processes(work)
+    run_in_two_processes(work)
 
 
 def test_fewer_processes_than_the_recipe(arguments) -> None:

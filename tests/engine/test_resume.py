@@ -20,7 +20,7 @@ from seamless_d2.engine.plots import plot_metrics
 from seamless_d2.engine.records import ResumedJSONWriter, remove_leftovers
 from seamless_d2.errors import UserError
 
-from .conftest import in_child
+from ..helpers.processes import run_forked
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def start(arguments) -> Callable[..., int]:
             flags = ("--resume", "--allow-config-change")
             run(arguments(*OPTS, "OUTPUT_DIR", str(folder), *opts, flags=flags))
 
-        return in_child(child)
+        return run_forked(child)[0]
 
     return start
 

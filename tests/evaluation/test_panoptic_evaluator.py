@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
+from detectron2.utils import comm
 from panopticapi.evaluation import pq_compute
 
 from seamless_d2 import register_panoptic
@@ -19,6 +17,7 @@ from seamless_d2.evaluation import PanopticEvaluator
 from seamless_d2.evaluation.tables import write_per_class
 
 from ..helpers.panoptic_files import scene, unique_name, write_dataset
+from ..helpers.processes import run_in_two_processes
 
 
 def images(number: int) -> dict:
@@ -94,46 +93,28 @@ def test_nothing_is_written_unless_asked_for(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-WORKER = """
-import sys, json
-from pathlib import Path
-import torch.distributed as dist
-from detectron2.data import DatasetCatalog
-from detectron2.utils import comm
-from seamless_d2 import register_panoptic
-from seamless_d2.evaluation import PanopticEvaluator
-from seamless_d2.evaluation.tables import write_per_class
-from tests.evaluation.test_panoptic_evaluator import prediction
-rank, root = int(sys.argv[1]), Path(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=2)
-register_panoptic("d", root / "d/images", root / "d/panoptic", root / "d/panoptic.json")
-evaluator = PanopticEvaluator("d")
-for seed, record in enumerate(DatasetCatalog.get("d")):
-    if seed % 2 == rank:
-        evaluator.process([record], [prediction(record, seed)])
-result = evaluator.evaluate()
-assert (result is None) == (rank == 1)
-if rank == 0:
-    kept = evaluator.statistics
-    result["panoptic_seg"]["images"] = kept.images
-    result["panoptic_seg"]["confusion"] = kept.confusion.ravel().tolist()
-    result["panoptic_seg"]["worst"] = [example.image_id for example in kept.worst]
-    (root / "result.json").write_text(json.dumps(result["panoptic_seg"]))
-dist.barrier()
-dist.destroy_process_group()
-"""
-
-
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     name = unique_name()
     register_panoptic(name, **write_dataset(tmp_path / "d", images(5)))
     evaluator = PanopticEvaluator(name)
     alone = run(evaluator, name)
-    environment = {**os.environ, "PYTHONPATH": str(request.config.rootpath)}
-    command = [sys.executable, "-W", "ignore", "-c", WORKER]
-    workers = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+
+    def evaluate_share() -> None:
+        evaluator.reset()
+        for seed, record in enumerate(DatasetCatalog.get(name)):
+            if seed % 2 == comm.get_rank():
+                evaluator.process([record], [prediction(record, seed)])
+        result = evaluator.evaluate()
+        assert (result is None) == (comm.get_rank() == 1)
+        if result is not None:
+            kept = evaluator.statistics
+            result["panoptic_seg"]["images"] = kept.images
+            result["panoptic_seg"]["confusion"] = kept.confusion.ravel().tolist()
+            result["panoptic_seg"]["worst"] = [example.image_id for example in kept.worst]
+            (tmp_path / "result.json").write_text(json.dumps(result["panoptic_seg"]))
+
+    run_in_two_processes(evaluate_share)
     together = json.loads((tmp_path / "result.json").read_text())
     kept = evaluator.statistics
     assert together.pop("images") == kept.images == 5

@@ -12,7 +12,6 @@ from seamless_d2.engine import run
 from seamless_d2.engine.config_changes import OVERRIDDEN, check_changes
 from seamless_d2.errors import UserError
 
-from ..engine.conftest import arguments  # noqa: F401
 from ..engine.test_resume import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -21,7 +20,7 @@ MORE = ["SOLVER.MAX_ITER", "3", "SOLVER.LR_SCHEDULER_NAME", "MultiStep"]
 
 
 @pytest.fixture
-def trained(tmp_path: Path, arguments) -> Path:  # noqa: F811
+def trained(tmp_path: Path, arguments) -> Path:
     """The folder of a training of two steps, which may go on to three."""
     run(arguments(*OPTS, "SOLVER.LR_SCHEDULER_NAME", "MultiStep"))
     return tmp_path / "out"
@@ -31,7 +30,7 @@ def trained(tmp_path: Path, arguments) -> Path:  # noqa: F811
     "change",
     ["SOLVER.IMS_PER_BATCH 4", "MODEL.SEAMLESS.GN_GROUPS 2", "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler"],
 )
-def test_changes_that_break_exactness_are_refused(trained: Path, arguments, change: str) -> None:  # noqa: F811
+def test_changes_that_break_exactness_are_refused(trained: Path, arguments, change: str) -> None:
     before = (trained / "config.yaml").read_text()
     key, value = change.split()
     with pytest.raises(UserError, match=rf"trained with other settings \({key} .* -> '?{value}'?\)"):
@@ -42,7 +41,7 @@ def test_changes_that_break_exactness_are_refused(trained: Path, arguments, chan
     assert f"the training changes from here on: {key}" in (trained / "log.txt").read_text()
 
 
-def test_what_the_checkpoint_overrides_is_said(trained: Path, arguments) -> None:  # noqa: F811
+def test_what_the_checkpoint_overrides_is_said(trained: Path, arguments) -> None:
     changes = ["SOLVER.BASE_LR", "7.0", "SEED", "4", "SOLVER.MOMENTUM", "0.1", "TEST.EVAL_PERIOD", "9"]
     run(arguments(*OPTS, *MORE, *changes, flags=("--resume",)))
     log = (trained / "log.txt").read_text()
@@ -66,7 +65,7 @@ def test_keys_of_the_table_exist(toy_cfg) -> None:
     check_changes(yaml.safe_dump(old), toy_cfg)
 
 
-def test_evaluation_leaves_the_config_of_the_training(trained: Path, arguments) -> None:  # noqa: F811
+def test_evaluation_leaves_the_config_of_the_training(trained: Path, arguments) -> None:
     before = (trained / "config.yaml").read_text()
     weights = str(trained / "model_final.pth")
     run(arguments("SOLVER.BASE_LR", "7.0", "MODEL.WEIGHTS", weights, flags=("--eval-only",)))
@@ -75,7 +74,7 @@ def test_evaluation_leaves_the_config_of_the_training(trained: Path, arguments) 
 
 def test_a_damaged_history_does_not_lose_the_best_model(
     trained: Path,
-    arguments,  # noqa: F811
+    arguments,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     # The best of the history, in the checkpoint and in the file.
@@ -93,7 +92,7 @@ def test_a_damaged_history_does_not_lose_the_best_model(
     assert (trained / "model_best.pth").read_bytes() == b"best"
 
 
-def test_a_checkpoint_without_its_trainer(trained: Path, arguments) -> None:  # noqa: F811
+def test_a_checkpoint_without_its_trainer(trained: Path, arguments) -> None:
     checkpoint = trained / "model_final.pth"
     content = torch.load(checkpoint, weights_only=True)
     torch.save({"model": content["model"]}, checkpoint)

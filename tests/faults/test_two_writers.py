@@ -12,7 +12,6 @@ from seamless_d2.errors import UserError
 from seamless_d2.locks import lock_output
 from seamless_d2.prediction.batch.run import predict_files
 
-from ..engine.conftest import arguments  # noqa: F401
 from ..helpers.images import make_image
 from .test_data_loss import make_photos, write_export
 
@@ -24,7 +23,7 @@ def list_files(folder: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize("flags", [(), ("--resume",), ("--eval-only",)])
-def test_training_and_evaluation(tmp_path: Path, arguments, flags: tuple[str, ...]) -> None:  # noqa: F811
+def test_training_and_evaluation(tmp_path: Path, arguments, flags: tuple[str, ...]) -> None:
     out = tmp_path / "out"
     with lock_output(out / ".lock", "a training"):
         with pytest.raises(UserError, match=HELD):

@@ -13,6 +13,8 @@ from seamless_d2.errors import UserError
 from seamless_d2.modeling.norm import init_xavier, make_norm_act, norm_act_from_config
 from seamless_d2.modeling.ops.inplace_norm import Activation
 
+from ..helpers.processes import run_in_two_processes
+
 CHANNELS = 8
 GROUPS = 4
 LEAKY = Activation("leaky_relu", 0.1)
@@ -229,15 +231,13 @@ def joint_tensors(name: str) -> list[tuple[Tensor, Tensor, Tensor]]:
     ]
 
 
-def sync_worker(rank: int, folder: str) -> None:
-    """One of two processes: every joint batch through the same layer, forwards and backwards."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def compute_share(start: dict[str, Tensor], folder: Path) -> None:
+    """In one of two processes: every joint batch through the same layer, forwards and backwards."""
     results = {}
     for name in JOINT_BATCHES:
         layer = make_norm_act("SyncBN", CHANNELS, LEAKY)
-        layer.load_state_dict(torch.load(f"{folder}/layer.pth"))
-        x, residual, weight = joint_tensors(name)[rank]
+        layer.load_state_dict(start)
+        x, residual, weight = joint_tensors(name)[dist.get_rank()]
         x.requires_grad_()
         y = layer.train()(x, residual)
         (y * weight).sum().backward()
@@ -250,15 +250,13 @@ def sync_worker(rank: int, folder: str) -> None:
             **{f"{k}.grad": p.grad for k, p in layer.named_parameters()},
             **layer.state_dict(),
         }
-    torch.save(results, f"{folder}/result{rank}.pth")
-    dist.destroy_process_group()
+    torch.save(results, folder / f"result{dist.get_rank()}.pth")
 
 
 @pytest.mark.slow
 def test_sync_batch_norm_equals_the_joint_batch(tmp_path: Path) -> None:
     start = randomise(make_norm_act("BN", CHANNELS, LEAKY)).state_dict()
-    torch.save(start, tmp_path / "layer.pth")
-    torch.multiprocessing.spawn(sync_worker, (str(tmp_path),), nprocs=2)
+    run_in_two_processes(lambda: compute_share(start, tmp_path))
     results = [torch.load(tmp_path / f"result{rank}.pth") for rank in range(2)]
     for name in JOINT_BATCHES:
         ours = [result[name] for result in results]

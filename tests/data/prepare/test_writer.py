@@ -1,7 +1,6 @@
 """The writer: order, resuming, whole files, failures."""
 
 import json
-import multiprocessing
 import os
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,8 @@ from seamless_d2.data.prepare.writer import PanopticImage, write_panoptic_datase
 from seamless_d2.errors import UserError
 from seamless_d2.io import ids_to_rgb, read_id_map
 from seamless_d2.structures.id_maps import measure_segments, present_ids, replace_ids
+
+from ...helpers.processes import run_forked
 
 CATEGORIES = [{"id": 4, "name": "car", "isthing": 1}, {"id": 9, "name": "road", "isthing": 0}]
 
@@ -98,10 +99,7 @@ def test_a_finished_set_is_left_alone_until_something_changes(tmp_path) -> None:
 
 
 def test_a_killed_run_goes_on(tmp_path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=write, args=(tmp_path, NAMES), kwargs={"deadly": "20"})
-    process.start()
-    process.join(60)
-    assert process.exitcode == 9
+    assert run_forked(lambda: write(tmp_path, NAMES, deadly="20")) == [9]
     assert not (tmp_path / "panoptic.json").exists() and not (tmp_path / "instances.json").exists()
     assert write(tmp_path, NAMES) == NAMES[2:]
     assert len(json.loads((tmp_path / "panoptic.json").read_text())["annotations"]) == 5
