@@ -2,6 +2,8 @@
 
 import json
 import re
+import unittest.mock
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from PIL import Image
 from seamless_d2 import Predictor
 from seamless_d2.data.mapper import SeamlessMapper
 from seamless_d2.prediction.batch.run import predict_files
+from seamless_d2.prediction.formats import FORMATS
 
 from .helpers.batches import make_batch, make_image
 
@@ -29,6 +32,13 @@ RECIPES = re.findall(
 def namespace() -> dict[str, Any]:
     """What the recipes define; a later one may use an earlier one's imports."""
     return {"__name__": "recipes"}
+
+
+@pytest.fixture(autouse=True)
+def formats() -> Iterator[None]:
+    """The format of the recipe is forgotten at the end."""
+    with unittest.mock.patch.dict(FORMATS):
+        yield
 
 
 def train_and_infer(cfg: CfgNode) -> dict:

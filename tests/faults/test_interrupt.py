@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ..helpers.images import make_image
+from ..helpers.processes import start_command
 
 PREPARE = """
 import sys, time
@@ -62,7 +63,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 
 def interrupt(command: list[str | Path], number: int, code: int, has_begun: Callable[[], bool]) -> None:
     """Start a command, and check that a signal in the middle of its work ends it and all its processes."""
-    process = subprocess.Popen([sys.executable, *command], start_new_session=True, stderr=subprocess.PIPE)
+    process = start_command([sys.executable, *command], start_new_session=True, stderr=subprocess.PIPE)
     limit = time.monotonic() + 120
     while not has_begun():
         assert process.poll() is None and time.monotonic() < limit, process.communicate()[1]

@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -52,3 +54,23 @@ def run_in_two_processes(function: Callable[[], object], *, codes: Sequence[int]
         launch(lambda _: function(), Namespace(resume=False))
 
     assert run_forked(partial(child, 0), partial(child, 1)) == list(codes)
+
+
+def start_command(command: Sequence[str | Path], **options: object) -> subprocess.Popen:
+    """Start a command that Ctrl-C reaches, also where pytest itself runs in the background and ignores it."""
+    return subprocess.Popen(command, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL), **options)
+
+
+def run_or_dump(command: Sequence[str | Path], cwd: Path, seconds: float = LIMIT) -> tuple[str, str]:
+    """Return what a Python command, which must succeed, has written to stdout and stderr.
+
+    The test fails with the stacks of its threads if it takes longer; give Python ``-X faulthandler`` for that.
+    """
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            output, errors = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, f"{output}\n{errors}"
+    return output, errors

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import runpy
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,8 @@ from benchmarks.models import training_batch
 from benchmarks.peak_memory import peak_memory
 
 from seamless_d2.modeling import fuse_panoptic
+
+from ..helpers.processes import run_or_dump
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +101,6 @@ def allocating_job(device: str, mebibytes: int) -> Callable[[], object]:
     return lambda: torch.ones(mebibytes * MIB // 4, device=device).sum()
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc")
 def fill_in_child(mebibytes: int) -> None:
     block = bytearray(mebibytes * MIB)
     block[::4096] = b"x" * len(block[::4096])
@@ -118,6 +118,7 @@ def job_with_child(device: str, mebibytes: int) -> Callable[[], None]:
     return run
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc")
 def test_peak_memory_of_a_child_process() -> None:
     assert peak_memory(job_with_child, "cpu", 200) == pytest.approx(200 * MIB, rel=0.25)
 
@@ -151,12 +152,11 @@ def quick(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     """The json of all benchmarks at their quick sizes."""
     folder = tmp_path_factory.mktemp("benchmark")
     script = str(request.config.rootpath / "tools" / "benchmark.py")
-    command = [sys.executable, "-W", "ignore", script, "all", "--quick", "--device", "cpu"]
+    command = [sys.executable, "-X", "faulthandler", "-W", "ignore", script, "all", "--quick", "--device", "cpu"]
     command += ["--against", "detectron2", "--json", "b.json"]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    output, _ = run_or_dump(command, folder, seconds=540)
     content = json.loads((folder / "b.json").read_text())
-    assert all(name in result.stdout for cases in content.values() for name in cases)
+    assert all(name in output for cases in content.values() for name in cases)
     return content
 
 

@@ -16,10 +16,10 @@ from seamless_d2 import Predictor
 from seamless_d2.config import load_config
 from seamless_d2.errors import UserError
 from seamless_d2.prediction.batch.run import predict_files, predict_files_on
-from seamless_d2.prediction.formats import FORMATS
 from seamless_d2.prediction.options import PredictionOptions
 
 from ...helpers.images import make_image
+from ...helpers.processes import start_command
 
 
 def test_folder_structure_is_kept_and_finished_files_are_skipped(predictor, tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def start(request: pytest.FixtureRequest, model_files: tuple[Path, Path], folder
         for k in range(count):
             Image.fromarray(make_image(120, 160, k)).save(folder / "in" / f"{k}.png")
     arguments = ["--config-file", model_files[0], "--weights", model_files[1], "--device", "cpu"]
-    arguments += ["--input", folder / "in", "--output", folder / "out", "--format", ",".join(FORMATS)]
-    return subprocess.Popen(
+    arguments += ["--input", folder / "in", "--output", folder / "out", "--format", "overlay,labelled,coco,ids,raw"]
+    return start_command(
         [sys.executable, "-W", "ignore", request.config.rootpath / "tools" / "predict.py", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
