@@ -59,7 +59,7 @@ setup(
         "matplotlib>=3.7",
         "tensorboard>=2.12",
         "packaging>=21.0",
-        "msgpack>=1.0",
+        "msgspec>=0.18",
     ],
     extras_require={
         # cityscapesscripts only to compare with: the preparation of Cityscapes needs no package of its own

@@ -5,19 +5,76 @@ import json
 import os
 import re
 import secrets
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from .errors import UserError
+from .limits import MAX_FILE_SIZE, MAX_PIXELS, check_pixels
 
 _EXIF_ORIENTATION = 0x0112
+
+# What damaged and unusual files make Pillow raise.
+_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+#: The number of failures that ``summarize_failures`` lists.
+MAX_LISTED = 10
+
+# Pillow warns of images from 89 megapixels on; those that are too large are refused here.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def read_bytes(path: str | Path, what: str) -> bytes:
+    """Read a whole file; ``what`` names it in error messages.
+
+    Raises:
+        UserError: The file is missing, larger than ``MAX_FILE_SIZE``, or cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_SIZE:
+                raise UserError(f"{what} {path} is larger than {MAX_FILE_SIZE >> 30} GB; divide it")
+            return file.read()
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist; check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise UserError(f"{what} {path} cannot be read ({error}); check the path and its permissions") from None
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """Read a text file in UTF-8; arguments and errors are those of ``read_bytes``."""
+    try:
+        return read_bytes(path, what).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{what} {path} is not UTF-8 text; give a text file") from None
+
+
+@contextmanager
+def open_image(path: str | Path, what: str = "image", remedy: str = "replace or remove it") -> Iterator[Image.Image]:
+    """Open an image for the time of a block, which may decode it.
+
+    Args:
+        path: The file.
+        what: What the image is, for error messages.
+        remedy: What to do with a damaged one, for error messages.
+
+    Raises:
+        UserError: The file is missing or corrupt, or the image has more than ``MAX_PIXELS``.
+    """
+    try:
+        with Image.open(path) as image:
+            check_pixels(*image.size, f"{what} {path}")
+            yield image
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist; check the path") from None
+    except _IMAGE_ERRORS as error:
+        raise UserError(f"{what} {path} cannot be read ({error}); {remedy}") from None
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -29,21 +86,16 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
             this size, because label PNGs are not rotated with their image. Default: any size.
 
     Raises:
-        UserError: The file is missing, corrupt or empty, or the image has another size.
+        UserError: ``open_image`` raises it, or the image has another size.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            turned = image
-            if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:  # exif_transpose copies in any case
-                turned = ImageOps.exif_transpose(image)
-                if size is not None and turned.size != size[::-1] and image.size == size[::-1]:
-                    turned = image
-            array = _to_rgb(turned)
-    except FileNotFoundError:
-        raise UserError(f"image {path} does not exist; check the path") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {path} cannot be read ({error}); replace or remove it") from None
+    with open_image(path) as image:
+        image.load()
+        turned = image
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:  # exif_transpose copies in any case
+            turned = ImageOps.exif_transpose(image)
+            if size is not None and turned.size != size[::-1] and image.size == size[::-1]:
+                turned = image
+        array = _to_rgb(turned)
     if size is not None and array.shape[:2] != tuple(size):
         raise UserError(
             f"image {path} is {array.shape[1]} x {array.shape[0]} pixels but its annotation says "
@@ -56,16 +108,11 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
     """Return the (height, width) of the image that ``read_image`` would return, without decoding it.
 
     Raises:
-        UserError: The file is missing or corrupt.
+        UserError: ``open_image`` raises it.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    except FileNotFoundError:
-        raise UserError(f"image {path} does not exist; check the path") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {path} cannot be read ({error}); replace or remove it") from None
+    with open_image(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
     return (width, height) if turned else (height, width)
 
 
@@ -92,20 +139,15 @@ def read_id_image(path: str | Path) -> np.ndarray:
     An image with one channel of 8, 16 or 32 bits holds the ids themselves, as in the original's format.
 
     Raises:
-        UserError: The file is missing, corrupt, or neither RGB nor gray.
+        UserError: ``open_image`` raises it, or the image is neither RGB nor gray.
     """
-    try:
-        rgb = decode_rgb_png(Path(path).read_bytes())
-        if rgb is not None:
-            return rgb
-        with Image.open(path) as image:
-            mode = image.mode
-            gray = mode in ("L", "I") or mode.startswith("I;16")
-            array = np.asarray(image if gray or mode == "RGB" else image.convert("RGB"))
-    except FileNotFoundError:
-        raise UserError(f"panoptic map {path} does not exist; check the path") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(f"panoptic map {path} cannot be read ({error}); make it again") from None
+    rgb = decode_rgb_png(read_bytes(path, "panoptic map"))
+    if rgb is not None:
+        return rgb
+    with open_image(path, "panoptic map", "make it again") as image:
+        mode = image.mode
+        gray = mode in ("L", "I") or mode.startswith("I;16")
+        array = np.asarray(image if gray or mode == "RGB" else image.convert("RGB"))
     if gray:
         return ids_to_rgb(array.astype(np.int64))
     if mode not in ("RGB", "RGBA"):
@@ -233,9 +275,11 @@ def decode_rgb_png(data: bytes) -> np.ndarray | None:
         data: The content of the file.
 
     Returns:
-        (H, W, 3) uint8 RGB image, contiguous; None for all other kinds of images and for damaged files.
+        (H, W, 3) uint8 RGB image, contiguous; None for all other kinds of images, damaged files, and images of more
+        than ``MAX_PIXELS``.
     """
-    if not _is_plain_rgb(data) or not _is_intact(data):
+    too_large = int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) > MAX_PIXELS
+    if not _is_plain_rgb(data) or too_large or not _is_intact(data):
         return None
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -245,21 +289,18 @@ def decode_rgb_png(data: bytes) -> np.ndarray | None:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Read a json file.
+    """Read a json file; NaN and Infinity, which Python writes but json does not know, become None.
 
     Args:
         path: The file.
         what: What the file is, for error messages.
 
     Raises:
-        UserError: The file is missing or malformed.
+        UserError: The file is missing, too large or malformed.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{what} {path} does not exist; check the path") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(read_bytes(path, what), parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:  # ValueError: no json, or no text
         raise UserError(f"{what} {path} cannot be read as json: {error}") from None
 
 
@@ -267,15 +308,10 @@ def read_instance_png(path: Path) -> np.ndarray:
     """Read the (H, W) integers of a PNG with one channel of 8 or 16 bits.
 
     Raises:
-        UserError: The file is missing or corrupt, or has colors instead of numbers.
+        UserError: ``open_image`` raises it, or the image has colors instead of numbers.
     """
-    try:
-        with Image.open(path) as image:
-            mode, array = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; the release is incomplete, get it again") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read ({error}); get it again") from None
+    with open_image(path, "instance map", "the release is incomplete, get it again") as image:
+        mode, array = image.mode, np.asarray(image)
     if mode not in ("L", "I") and not mode.startswith("I;16"):
         raise UserError(f"{path} holds colors ({mode}) instead of one number per pixel; get it again")
     return array
@@ -310,3 +346,19 @@ def save_png(array: np.ndarray, path: Path) -> None:
         raise ValueError(f"OpenCV cannot encode an array of {array.shape} {array.dtype}")
     with atomic_write(path) as file:
         file.write(data)
+
+
+def summarize_failures(failures: Sequence[str], file: str | Path | None = None) -> str:
+    """Return the first ``MAX_LISTED`` failures, one a line, and the number of the others.
+
+    Args:
+        failures: A sentence for each failure.
+        file: The file to which all of them are written if there are others.
+    """
+    lines, others = list(failures[:MAX_LISTED]), len(failures) - MAX_LISTED
+    if others > 0:
+        if file is not None:
+            with atomic_write(file, "w") as stream:
+                stream.writelines(f"{failure}\n" for failure in failures)
+        lines.append(f"and {others} more" + (f", all listed in {file}" if file is not None else ""))
+    return "\n  ".join(lines)

@@ -44,7 +44,7 @@ def main() -> None:
         print(f"\nreport: {args.output / 'report.html'}")
     else:
         result, categories = evaluate_files(*files, rules=args.rules, workers=args.workers)
-        print(format_classes([{"class": c["name"], **result["per_class"][c["id"]]} for c in categories]))
+        print(format_classes([{"class": c.name, **result["per_class"][c.id]} for c in categories]))
         print(f"\n{format_averages(result)}")
     if args.json:
         write_json(args.json, result, indent=2)

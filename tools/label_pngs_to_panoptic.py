@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from seamless_d2.data.prepare.class_list import describe_classes, list_images, read_class_list
 from seamless_d2.data.prepare.outputs import first_repeated
@@ -27,6 +26,13 @@ from seamless_d2.data.prepare.writer import (
     write_panoptic_dataset,
 )
 from seamless_d2.errors import UserError, run_tool
+from seamless_d2.io import open_image
+
+
+def read_numbers(path: Path) -> np.ndarray:
+    """Read the numbers of all pixels as int64; those of an image with a palette are its indices."""
+    with open_image(path, "label map", "mend it") as image:
+        return np.asarray(image).astype(np.int64)
 
 
 def convert(name: str, semantic: Path, instance: Path, kinds: dict[int, bool]) -> PanopticImage:
@@ -38,11 +44,7 @@ def convert(name: str, semantic: Path, instance: Path, kinds: dict[int, bool]) -
         kinds: Whether each class number is a thing.
     """
     png = Path(name).with_suffix(".png").as_posix()
-    for folder in (semantic, instance):
-        if not (folder / png).is_file():
-            raise UserError(f"{folder / png} does not exist")
-    labels = np.asarray(Image.open(semantic / png)).astype(np.int64)
-    objects = np.asarray(Image.open(instance / png)).astype(np.int64)
+    labels, objects = read_numbers(semantic / png), read_numbers(instance / png)
     if labels.ndim != 2 or labels.shape != objects.shape:
         raise UserError(f"{semantic / png} and {instance / png} must have one channel and the same size")
     ids = np.zeros(labels.shape, np.int32)

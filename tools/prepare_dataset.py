@@ -24,6 +24,7 @@ from seamless_d2.data.prepare.vistas import prepare_vistas
 from seamless_d2.data.prepare.writer import add_writer_options, get_writer_options
 from seamless_d2.data.registration import datasets_root, find_entry
 from seamless_d2.errors import UserError, run_tool
+from seamless_d2.io import summarize_failures
 from seamless_d2.seamseg.dataset_to_coco import prepare_seamseg, write_seamseg
 
 
@@ -93,8 +94,9 @@ def run_validate(args: argparse.Namespace) -> None:
         report.write(args.report)
     if report.problems:
         files = report.list_files()
-        print("\n".join(files))
-        raise UserError(f"{len(report.problems)} problems in {len(files)} files of {panoptic_json}, listed above")
+        print(summarize_failures(files))
+        where = f"all are listed in {args.report}" if args.report else "--report FILE lists all"
+        raise UserError(f"{len(report.problems)} problems in {len(files)} files of {panoptic_json}; {where}")
     print(f"{report.images} images, no problem")
 
 

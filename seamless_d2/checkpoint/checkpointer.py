@@ -1,10 +1,7 @@
 """Detectron2's checkpointer with atomic writes, safe reads and errors that say what to do."""
 
-import io
 import os
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..io import atomic_write
-
-# What a pickle of containers and numpy arrays refers to.
-_ALLOWED_GLOBALS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-}
+from .tensor_files import load_file
 
 # The names of numbered checkpoints.
 _NUMBERED = re.compile(r"model_\d+\.pth")
-
-
-class _NumpyUnpickler(pickle.Unpickler):
-    """Unpickles containers and numpy arrays, but nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED_GLOBALS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-
-
-def load_file(path: str | Path) -> dict[str, Any]:
-    """Read a .pth file or a .pkl file of Detectron2 without running any code from it.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The content of the file, with tensors on the CPU.
-
-    Raises:
-        UserError: The file is missing, damaged, of another format, or has more than tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist; check MODEL.WEIGHTS or the path")
-    try:
-        if path.suffix == ".pkl":
-            content = _NumpyUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-        else:
-            if zipfile.is_zipfile(path):  # the format of torch.save; torch.load does not check the checksums
-                with zipfile.ZipFile(path) as archive:
-                    if (damaged := archive.testzip()) is not None:
-                        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a truncated zip, a wrong format, a forbidden class, ...
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(
-            f"checkpoint {path} cannot be read as tensors ({reason}); it is damaged or of another program, get it again"
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(f"checkpoint {path} holds no dictionary of weights; it is of another program")
-    return content
 
 
 class SeamlessCheckpointer(DetectionCheckpointer):

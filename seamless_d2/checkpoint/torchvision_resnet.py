@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..modeling.backbone import BLOCKS
-from .checkpointer import load_file, write_checkpoint
+from .checkpointer import write_checkpoint
+from .tensor_files import load_file
 
 _PREFIX = "backbone.bottom_up."
 

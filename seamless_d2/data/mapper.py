@@ -83,7 +83,10 @@ class SeamlessMapper:
         if self.image_format == "BGR":
             image = image[:, :, ::-1]
         augmented = T.AugInput(image)
-        transforms = self.augmentations(augmented)
+        try:
+            transforms = self.augmentations(augmented)
+        except UserError as error:
+            raise UserError(f"{record['file_name']}: {error}") from None
         result = {k: v for k, v in record.items() if k != "segments_info"}
         result["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         if not self.is_train and self.output_size == "input":

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
-from ..io import read_json
 from ..structures.classes import Classes
+from ..structures.coco_json import PanopticJson, read_json_as
 
 
 def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path) -> tuple[list[dict], Classes]:
@@ -27,37 +27,33 @@ def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path)
         0..T-1, stuff 0..S-1) and iscrowd.
 
     Raises:
-        UserError: A key is missing, or an annotation belongs to an unknown image or category.
+        UserError: The json is malformed, or an annotation belongs to an unknown image or category.
     """
-    content = read_json(panoptic_json, "panoptic json")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or key not in content:
-            raise UserError(f"{panoptic_json} has no {key!r}; a COCO-panoptic json has images, annotations, categories")
-    classes = Classes.from_categories(content["categories"], str(panoptic_json))
+    content = read_json_as(panoptic_json, "panoptic json", PanopticJson)
+    classes = Classes.from_categories(content.categories, str(panoptic_json))
     semantic = {dataset_id: label for label, dataset_id in enumerate(classes.dataset_ids)}
-    images = {image["id"]: image for image in content["images"]}
+    images = {image.id: image for image in content.images}
     records = []
-    for annotation in content["annotations"]:
-        image = images.get(annotation["image_id"])
+    for annotation in content.annotations:
+        image = images.get(annotation.image_id)
         if image is None:
-            raise UserError(f"{panoptic_json}: annotation of image id {annotation['image_id']}, which is not in images")
+            raise UserError(f"{panoptic_json}: annotation of image id {annotation.image_id}, which is not in images")
         segments = []
-        for segment in annotation["segments_info"]:
-            label = semantic.get(segment["category_id"])
+        for segment in annotation.segments_info:
+            label = semantic.get(segment.category_id)
             if label is None:
                 raise UserError(
-                    f"{panoptic_json}: image {image['file_name']} has a segment of category {segment['category_id']}, "
+                    f"{panoptic_json}: image {image.file_name} has a segment of category {segment.category_id}, "
                     "which is not in categories"
                 )
-            iscrowd = int(segment.get("iscrowd", 0))
-            segments.append({"id": segment["id"], **classes.from_label(label), "iscrowd": iscrowd})
-        png = str(panoptic_dir / annotation["file_name"])
+            segments.append({"id": segment.id, **classes.from_label(label), "iscrowd": int(segment.iscrowd)})
+        png = str(panoptic_dir / annotation.file_name)
         records.append(
             {
-                "file_name": str(image_dir / _image_name(image["file_name"])),
-                "image_id": image["id"],
-                "height": image["height"],
-                "width": image["width"],
+                "file_name": str(image_dir / _image_name(image.file_name)),
+                "image_id": image.id,
+                "height": image.height,
+                "width": image.width,
                 "pan_seg_file_name": png,
                 "sem_seg_file_name": png,
                 "segments_info": segments,

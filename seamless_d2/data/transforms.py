@@ -6,9 +6,25 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image
 
+from ..limits import check_pixels
+
+
+def _check_size(transform: T.Transform) -> T.Transform:
+    """Return the transform, or raise ``UserError`` if it makes a narrow image larger than any that is read."""
+    if isinstance(transform, T.ResizeTransform):
+        check_pixels(transform.new_w, transform.new_h, "the image, resized by INPUT.MIN_SIZE_* and MAX_SIZE_*,")
+    return transform
+
+
+class BoundedResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's ``ResizeShortestEdge``, but it refuses to make more than ``MAX_PIXELS``."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return _check_size(super().get_transform(image))
+
 
 class TruncatingResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's ``ResizeShortestEdge``, but it truncates the new sides as the original instead of rounding them."""
+    """``BoundedResizeShortestEdge``, but it truncates the new sides as the original instead of rounding them."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]
@@ -19,7 +35,7 @@ class TruncatingResizeShortestEdge(T.ResizeShortestEdge):
         scale = size / min(height, width)
         if int(max(height, width) * scale) > self.max_size:
             scale = self.max_size / max(height, width)
-        return T.ResizeTransform(height, width, int(height * scale), int(width * scale), self.interp)
+        return _check_size(T.ResizeTransform(height, width, int(height * scale), int(width * scale), self.interp))
 
 
 class ResizeCropTransform(T.Transform):
@@ -77,7 +93,7 @@ class ResizeCrop(T.Augmentation):
 
 def build_resize(cfg: CfgNode, is_train: bool) -> T.ResizeShortestEdge:
     """Build the resize that Detectron2's INPUT keys describe; MIN_SIZE_TRAIN_SAMPLING "range" is scale jitter."""
-    resize = TruncatingResizeShortestEdge if cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS else T.ResizeShortestEdge
+    resize = TruncatingResizeShortestEdge if cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS else BoundedResizeShortestEdge
     if is_train:
         sizes = cfg.INPUT.MIN_SIZE_TRAIN
         sampling = "choice" if len(sizes) == 1 else cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING

@@ -11,16 +11,22 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..io import read_id_image, read_image, read_json
+from ..io import read_id_image, read_image
 from ..parallel import available_cpus
 from ..structures.classes import Classes
+from ..structures.coco_json import (
+    CocoAnnotation,
+    CocoCategory,
+    CocoFile,
+    GroundTruthJson,
+    PredictionJson,
+    read_json_as,
+)
 from .dataset_statistics import DatasetStatistics
 from .panoptic_quality import ImageMatch, PanopticStatistics, Segments, match_image
 from .report import write_reports
 from .tables import averages, format_tables
 from .with_hotcoco import quality_by_hotcoco
-
-Annotation = dict[str, Any]
 
 
 @dataclass
@@ -36,46 +42,36 @@ class FilePairs:
         images: The image entries of the ground truth by id.
     """
 
-    categories: list[dict[str, Any]]
+    categories: list[CocoCategory]
     classes: Classes
-    pairs: list[tuple[Annotation, Annotation]]
+    pairs: list[tuple[CocoAnnotation, CocoAnnotation]]
     gt_json: Path
     prediction_json: Path
     gt_dir: Path
     prediction_dir: Path
-    images: dict[Any, dict[str, Any]]
+    images: dict[int | str, CocoFile]
 
-    def gt_segments(self, annotation: Annotation) -> Segments:
-        """Return the segments of an annotation of the ground truth.
-
-        Raises:
-            UserError: A segment is malformed or has id 0.
-        """
-        segments = self._segments(annotation)
-        if (segments.ids == 0).any():
-            raise UserError(f"{annotation['file_name']} has a true segment of id 0, which means void; mend the json")
-        return segments
-
-    def _segments(self, annotation: Annotation) -> Segments:
-        return Segments.from_json(annotation["segments_info"], self._class_of_id, annotation["file_name"])
+    def segments(self, annotation: CocoAnnotation) -> Segments:
+        """Return the segments of an annotation; errors are those of ``Segments.from_json``."""
+        return Segments.from_json(annotation.segments_info, self._class_of_id, annotation.file_name)
 
     def check_segments(self) -> None:
         """Raise ``UserError`` if the jsons contradict themselves or each other."""
         for ground_truth, prediction in self.pairs:
-            self.gt_segments(ground_truth)
-            self._segments(prediction)
+            self.segments(ground_truth)
+            self.segments(prediction)
 
     def quality_by_hotcoco(self) -> PanopticStatistics | None:
         """Return the sums of PQ by ``with_hotcoco.quality_by_hotcoco``, or None if it cannot compute them."""
         images = (
-            folder / annotation["file_name"]
+            folder / annotation.file_name
             for pair in self.pairs
             for folder, annotation in zip((self.gt_dir, self.prediction_dir), pair, strict=True)
         )
         files = (self.gt_json, self.prediction_json, self.gt_dir, self.prediction_dir)
         return quality_by_hotcoco(*files, images=images, dataset_ids=self.classes.dataset_ids)
 
-    def match(self, pair: tuple[Annotation, Annotation], rules: str) -> tuple[ImageMatch, np.ndarray]:
+    def match(self, pair: tuple[CocoAnnotation, CocoAnnotation], rules: str) -> tuple[ImageMatch, np.ndarray]:
         """Read and compare one image.
 
         Args:
@@ -89,32 +85,17 @@ class FilePairs:
             UserError: A PNG is missing or malformed, or contradicts its json.
         """
         ground_truth, prediction = pair
-        name = prediction["file_name"]
+        name = prediction.file_name
         try:
             image = read_id_image(self.prediction_dir / name)
-            gt_image = read_id_image(self.gt_dir / ground_truth["file_name"])
-            match = match_image(gt_image, self.gt_segments(ground_truth), image, self._segments(prediction), rules)
+            gt_image = read_id_image(self.gt_dir / ground_truth.file_name)
+            match = match_image(gt_image, self.segments(ground_truth), image, self.segments(prediction), rules)
         except UserError as error:
             raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
         return match, image
 
     def __post_init__(self) -> None:
         self._class_of_id = {c: k for k, c in enumerate(self.classes.dataset_ids)}
-
-
-def _read_annotations(path: Path, what: str) -> dict[str, Any]:
-    """Read a json and check its annotations; ``what`` names it in error messages."""
-    content = read_json(path, f"{what} json")
-    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
-        raise UserError(f"{path} has no annotations; it is not a COCO-panoptic json")
-    for annotation in content["annotations"]:
-        keys = ("image_id", "file_name", "segments_info")
-        missing = [key for key in keys if not isinstance(annotation, dict) or key not in annotation]
-        if missing:
-            raise UserError(f"{path} has an annotation without {missing[0]!r}; it is not a COCO-panoptic json")
-        if not isinstance(annotation["segments_info"], list):
-            raise UserError(f"{path}: segments_info of image {annotation['image_id']} is no list; mend the json")
-    return content
 
 
 def read_pairs(
@@ -133,13 +114,11 @@ def read_pairs(
         UserError: Files are missing or malformed, or an image of the ground truth has no prediction.
     """
     gt_json, prediction_json = Path(gt_json), Path(prediction_json)
-    ground_truth = _read_annotations(gt_json, "ground_truth")
-    prediction = _read_annotations(prediction_json, "prediction")
-    if not ground_truth.get("categories"):
-        raise UserError(f"{gt_json} has no categories; it is not a COCO-panoptic json")
-    classes = Classes.from_categories(ground_truth["categories"], str(gt_json))
-    predicted = {a["image_id"]: a for a in prediction["annotations"]}
-    lacking = [a["image_id"] for a in ground_truth["annotations"] if a["image_id"] not in predicted]
+    ground_truth = read_json_as(gt_json, "ground truth json", GroundTruthJson)
+    prediction = read_json_as(prediction_json, "prediction json", PredictionJson)
+    classes = Classes.from_categories(ground_truth.categories, str(gt_json))
+    predicted = {a.image_id: a for a in prediction.annotations}
+    lacking = [a.image_id for a in ground_truth.annotations if a.image_id not in predicted]
     if lacking:
         raise UserError(
             f"{prediction_json} has no prediction for image {lacking[0]} ({len(lacking)} images in all); predict them "
@@ -154,16 +133,14 @@ def read_pairs(
         if not folder.is_dir():
             raise UserError(f"folder {folder} with the PNGs of {json_path} does not exist; name it with {what}")
         folders.append(folder)
-    pairs = [(a, predicted[a["image_id"]]) for a in ground_truth["annotations"]]
-    images = {image["id"]: image for image in ground_truth.get("images", [])}
-    return FilePairs(
-        ground_truth["categories"], classes, pairs, gt_json, prediction_json, folders[1], folders[0], images
-    )
+    pairs = [(a, predicted[a.image_id]) for a in ground_truth.annotations]
+    images = {image.id: image for image in ground_truth.images}
+    return FilePairs(ground_truth.categories, classes, pairs, gt_json, prediction_json, folders[1], folders[0], images)
 
 
 def _matches(
     files: FilePairs, rules: str, workers: int
-) -> Iterator[tuple[tuple[Annotation, Annotation], ImageMatch, np.ndarray]]:
+) -> Iterator[tuple[tuple[CocoAnnotation, CocoAnnotation], ImageMatch, np.ndarray]]:
     """Yield all pairs in order with the results of ``FilePairs.match``.
 
     Threads do the work, because decoding and counting release Python's global lock.
@@ -198,7 +175,7 @@ def accumulate(files: FilePairs, *, rules: str = "panopticapi", workers: int | N
     statistics = DatasetStatistics(len(files.categories))
     matches: Iterable = _matches(files, rules, workers or available_cpus())
     for (ground_truth, _), match, image in tqdm(matches, "evaluate", len(files.pairs), leave=False, unit="image"):
-        statistics.add(match, ground_truth["image_id"], image)
+        statistics.add(match, ground_truth.image_id, image)
     return statistics
 
 
@@ -219,8 +196,7 @@ def summarize(quality: PanopticStatistics, files: FilePairs, rules: str = "panop
     return {
         **averages(quality, files.classes, rules),
         "per_class": {
-            c["id"]: {key: value[position[c["id"]]].item() for key, value in per_class.items()}
-            for c in files.categories
+            c.id: {key: value[position[c.id]].item() for key, value in per_class.items()} for c in files.categories
         },
     }
 
@@ -287,16 +263,16 @@ def report_files(
     # A folder that cannot be created should be reported before the work.
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     statistics = accumulate(files, rules=rules, workers=workers)
-    ground_truths = {ground_truth["image_id"]: ground_truth for ground_truth, _ in files.pairs}
+    ground_truths = {ground_truth.image_id: ground_truth for ground_truth, _ in files.pairs}
 
     def load_ground_truth(image_id: Any) -> tuple[str, np.ndarray | None, np.ndarray, Segments]:
         ground_truth = ground_truths[image_id]
-        id_image = read_id_image(files.gt_dir / ground_truth["file_name"])
-        name, image = ground_truth["file_name"], None
-        if image_dir is not None and "file_name" in files.images.get(image_id, {}):
-            name = files.images[image_id]["file_name"]
+        id_image = read_id_image(files.gt_dir / ground_truth.file_name)
+        name, image = ground_truth.file_name, None
+        if image_dir is not None and image_id in files.images:
+            name = files.images[image_id].file_name
             image = read_image(Path(image_dir) / name, id_image.shape[:2])
-        return name, image, id_image, files.gt_segments(ground_truth)
+        return name, image, id_image, files.segments(ground_truth)
 
     title = f"Evaluation of {Path(prediction_json).name}"
     write_reports(Path(output_dir), title, files.classes, statistics, rules, load_ground_truth)

@@ -5,11 +5,11 @@ positives.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
+from ..structures.coco_json import CocoSegment
 from .counting import count_overlaps
 
 RULES = ("panopticapi", "original")
@@ -105,45 +105,34 @@ class Segments:
         return Segments(self.ids[chosen], self.classes[chosen], self.crowd[chosen], *optional)
 
     @classmethod
-    def from_json(cls, segments_info: list[dict[str, Any]], class_of_id: dict[int, int], source: str) -> "Segments":
+    def from_json(cls, segments_info: list[CocoSegment], class_of_id: dict[int, int], source: str) -> "Segments":
         """Read the ``segments_info`` of a COCO-panoptic json.
 
         Args:
-            segments_info: Dicts with id and category_id, optionally iscrowd, area and score.
+            segments_info: The segments of an image.
             class_of_id: The class of each category id.
             source: The name of the image, for error messages.
 
         Raises:
-            UserError: A category is unknown, an id occurs twice, or a value has a wrong type.
+            UserError: A category is unknown, or an id occurs twice.
         """
         for segment in segments_info:
-            for key in ("id", "category_id"):
-                if not isinstance(segment, dict) or not isinstance(segment.get(key), int):
-                    raise UserError(f"{source} has a segment without a whole number for {key!r}; mend the json")
-            if segment["category_id"] not in class_of_id:
+            if segment.category_id not in class_of_id:
                 raise UserError(
-                    f"{source} has a segment of category {segment['category_id']}, which the ground truth lacks"
+                    f"{source} has a segment of category {segment.category_id}, which the ground truth lacks"
                 )
-        ids = np.array([s["id"] for s in segments_info], np.int64)
+        ids = np.array([s.id for s in segments_info], np.int64)
         if len(np.unique(ids)) < len(ids):
             raise UserError(f"{source} lists a segment id twice; ids must be unique in an image")
-        areas = [segment.get("area") for segment in segments_info]
-        scores = [segment.get("score") for segment in segments_info]
+        areas = [s.area for s in segments_info]
+        scores = np.array([np.nan if s.score is None else s.score for s in segments_info], np.float64)
         return cls(
             ids,
-            np.array([class_of_id[s["category_id"]] for s in segments_info], np.int64),
-            np.array([bool(s.get("iscrowd", 0)) for s in segments_info], bool),
-            None if any(a is None for a in areas) else _numbers(areas, "area", source).astype(np.int64),
-            None if all(s is None for s in scores) else _numbers(scores, "score", source),
+            np.array([class_of_id[s.category_id] for s in segments_info], np.int64),
+            np.array([s.iscrowd for s in segments_info], bool),
+            None if None in areas else np.array(areas, np.float64).astype(np.int64),
+            None if np.isnan(scores).all() else scores,
         )
-
-
-def _numbers(values: list[Any], key: str, source: str) -> np.ndarray:
-    """Return (n,) float64 values, NaN for None."""
-    try:
-        return np.array([np.nan if value is None else float(value) for value in values], np.float64)
-    except (TypeError, ValueError):
-        raise UserError(f"{source} has a segment whose {key!r} is no number; mend the json") from None
 
 
 @dataclass

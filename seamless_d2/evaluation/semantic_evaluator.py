@@ -60,10 +60,10 @@ def mask_boundary(labels: np.ndarray) -> np.ndarray:
     the smallest label within the boundary's width; outside the image the label counts as 0.
 
     Args:
-        labels: (H, W) uint8 labels.
+        labels: (H, W) uint8 or uint16 labels.
 
     Returns:
-        (H, W) uint8 differences.
+        (H, W) differences of the same type.
     """
     width = max(1, round(_BOUNDARY_RATIO * float(np.hypot(*labels.shape))))
     padded = cv2.copyMakeBorder(labels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
@@ -144,7 +144,7 @@ class SemanticEvaluator(DatasetEvaluator):
             self._confusion += _count_pairs(ground_truth, predicted, void + 1)
             if self.boundary:
                 ground_truth[is_void] = self._boundary_void
-                boundaries = (mask_boundary(labels.astype(np.uint8)) for labels in (ground_truth, predicted))
+                boundaries = (mask_boundary(labels.astype(np.uint16)) for labels in (ground_truth, predicted))
                 self._boundary_confusion += _count_pairs(*boundaries, self._boundary_void + 1)
 
     def _fuse_labels(self, entry: dict, output: dict) -> Tensor:

@@ -82,6 +82,12 @@ class SeamlessBoxPredictor(FastRCNNOutputLayers):
         ret["loss_weight"]["loss_cls"] = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT
         return ret
 
+    def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:
+        """Return Detectron2's loss, which is undefined without thing classes, or then 0."""
+        if self.num_classes == 0:
+            return pred_deltas.sum()
+        return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:

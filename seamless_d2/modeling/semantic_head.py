@@ -7,6 +7,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .norm import NormFactory, init_xavier, norm_act_from_config
 from .ops.fold import FoldedNorm, fold_into, is_foldable
 from .ops.semantic_loss import hard_pixel_loss
@@ -105,6 +106,11 @@ class SeamlessSemSegHead(nn.Module):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        if 0 <= ignore_value < num_classes:
+            raise UserError(
+                f"with MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}, label {ignore_value} "
+                "(MODEL.SEM_SEG_HEAD.IGNORE_VALUE) is a class as well as void; use fewer classes or another value"
+            )
         self.in_features = in_features
         self.ignore_value = ignore_value
         self.loss_top_k = loss_top_k

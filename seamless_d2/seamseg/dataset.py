@@ -7,41 +7,65 @@ image's lists "cat" and "iscrowd", 0 = void), coco/SPLIT.json.
 from pathlib import Path
 from typing import Any
 
-import msgpack
+import msgspec
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from msgspec import Struct
 
 from ..errors import UserError
+from ..io import read_bytes, read_text
+from ..limits import check_pixels
 from ..structures.classes import VOID_LABEL, Classes
+from ..structures.coco_json import CategoryId, Channel, Color, Flag, Name, Side
 
 
-def read_metadata(data: bytes, source: str) -> dict[str, Any]:
-    """Parse the content of a metadata.bin; "images" may be missing.
+class ImageEntry(Struct):
+    """An image of metadata.bin: ``cat`` and ``iscrowd`` describe the indices of its mask."""
+
+    id: Name
+    cat: list[Channel]
+    size: tuple[Side, Side]
+    iscrowd: list[Flag]
+
+    def __post_init__(self) -> None:
+        check_pixels(self.size[1], self.size[0], f"image {self.id}")
+
+
+class ClassLists(Struct):
+    """The part "meta" of metadata.bin: the classes in the order of their semantic labels."""
+
+    num_stuff: int
+    num_thing: int
+    categories: list[Name]
+    palette: list[Color]
+    original_ids: list[CategoryId]
+
+    def __post_init__(self) -> None:
+        if self.num_stuff + self.num_thing != len(self.categories):
+            raise ValueError("num_stuff and num_thing do not add up to the number of categories")
+
+
+class Metadata(Struct):
+    """The content of a metadata.bin; that of a model has no images."""
+
+    meta: ClassLists
+    images: list[ImageEntry] = []
+
+
+def read_metadata(data: bytes, source: str) -> tuple[Classes, list[ImageEntry]]:
+    """Return the classes and the images of the content of a metadata.bin.
 
     Raises:
-        UserError: It is no MessagePack, or its "meta" part lacks keys of the original.
+        UserError: It is no MessagePack, or does not follow the schema.
     """
     try:
-        content = msgpack.unpackb(data, strict_map_key=False)
-        missing = {"num_stuff", "num_thing", "categories", "palette", "original_ids"} - set(content["meta"])
-    except Exception:  # msgpack raises half a dozen classes for bytes that are something else
+        content = msgspec.msgpack.decode(data, type=Metadata)
+        meta = content.meta
+        colors = meta.palette[: len(meta.categories)]  # the original pads it
+        return Classes(meta.categories, colors, meta.original_ids, meta.num_stuff), content.images
+    except (msgspec.DecodeError, RecursionError, UserError) as error:
         raise UserError(
-            f"{source} is not seamseg's metadata.bin; give the file that lies beside the data or model"
+            f"{source} is not seamseg's metadata.bin ({error}); give the file that lies beside the data or model"
         ) from None
-    if missing:
-        raise UserError(
-            f"{source}: its meta part has no {', '.join(sorted(missing))}; it is not seamseg's metadata.bin"
-        )
-    return content
-
-
-def metadata_classes(meta: dict[str, Any]) -> Classes:
-    """Return the classes that the "meta" part describes."""
-    return Classes(
-        names=[str(n) for n in meta["categories"]],
-        colors=[tuple(int(v) for v in c) for c in meta["palette"][: len(meta["categories"])]],
-        dataset_ids=[int(i) for i in meta["original_ids"]],
-        num_stuff=int(meta["num_stuff"]),
-    )
 
 
 def _find_image(root: Path, image_id: str) -> Path:
@@ -73,16 +97,16 @@ def read_split(root: Path, split: str) -> tuple[list[dict[str, Any]], Classes]:
     list_file = root / "lst" / f"{split}.txt"
     if not list_file.is_file():
         raise UserError(f"{list_file} does not exist; the splits are {', '.join(list_splits(root)) or 'none'}")
-    content = read_metadata((root / "metadata.bin").read_bytes(), str(root / "metadata.bin"))
-    classes = metadata_classes(content["meta"])
-    images = {image["id"]: image for image in content.get("images", [])}
+    file = root / "metadata.bin"
+    classes, described = read_metadata(read_bytes(file, "metadata"), str(file))
+    images = {image.id: image for image in described}
     records = []
-    for image_id in filter(None, map(str.strip, list_file.read_text(encoding="utf-8").splitlines())):
+    for image_id in filter(None, map(str.strip, read_text(list_file, "list of images").splitlines())):
         image = images.get(image_id)
         if image is None:
             raise UserError(
-                f"{root / 'metadata.bin'} does not describe image {image_id} of {list_file}; take the file that was "
-                "made with these images"
+                f"{file} does not describe image {image_id} of {list_file}; take the file that was made with these "
+                "images"
             )
         mask = root / "msk" / f"{image_id}.png"
         if not mask.is_file():
@@ -92,25 +116,23 @@ def read_split(root: Path, split: str) -> tuple[list[dict[str, Any]], Classes]:
                 f"{mask} has overlapping layers ({image_id}.png.1); panoptic ground truth has one, merge them"
             )
         segments = []
-        if len(image["cat"]) != len(image["iscrowd"]) or VOID_LABEL in image["cat"][1:]:
+        if len(image.cat) != len(image.iscrowd) or VOID_LABEL in image.cat[1:]:
             raise UserError(
-                f"{root / 'metadata.bin'}: the lists of image {image_id} have different lengths, or a void class after "
-                "the first place; make the file again"
+                f"{file}: the lists of image {image_id} have different lengths, or a void class after the first place; "
+                "make the file again"
             )
-        for index, (label, crowd) in enumerate(zip(image["cat"][1:], image["iscrowd"][1:], strict=True), 1):
-            if not 0 <= label < len(classes.names):
+        for index, (label, crowd) in enumerate(zip(image.cat[1:], image.iscrowd[1:], strict=True), 1):
+            if label >= len(classes.names):
                 raise UserError(
-                    f"{root / 'metadata.bin'}: image {image_id} has class {label} of {len(classes.names)}; make the "
-                    "file again"
+                    f"{file}: image {image_id} has class {label} of {len(classes.names)}; make the file again"
                 )
             segments.append({"id": index, **classes.from_label(label), "iscrowd": int(crowd)})
-        height, width = image["size"]
         records.append(
             {
                 "file_name": str(_find_image(root, image_id)),
                 "image_id": image_id,
-                "height": int(height),
-                "width": int(width),
+                "height": image.size[0],
+                "width": image.size[1],
                 "pan_seg_file_name": str(mask),
                 "sem_seg_file_name": str(mask),
                 "segments_info": segments,

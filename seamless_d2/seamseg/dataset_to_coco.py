@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-import msgpack
+import msgspec
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -121,7 +121,7 @@ def write_seamseg(
         "original_ids": classes.dataset_ids,
     }
     with atomic_write(root / "metadata.bin") as file:
-        file.write(msgpack.packb({"images": described, "meta": meta}))
+        file.write(msgspec.msgpack.encode({"images": described, "meta": meta}))
     unfinished.unlink()
 
 

@@ -21,7 +21,7 @@ def find_kind(text: str) -> str:
     try:
         parser.read_string(text)
         weights = ast.literal_eval(parser.get("optimizer", "loss_weights", fallback="()"))
-    except (configparser.Error, ValueError, SyntaxError):
+    except (configparser.Error, ValueError, SyntaxError, RecursionError, MemoryError):
         return "panoptic"  # whose conversion names what is wrong
     if not parser.has_section("sem"):
         for kind, losses in KINDS.items():
@@ -32,6 +32,8 @@ def find_kind(text: str) -> str:
 
 # The original's longest_max_size does not bind in testing; no image reaches this.
 UNBOUND_SIZE = 1_000_000
+# The stride of such a level is larger than any image.
+_MAX_EXTRA_SCALES = 16
 # The paper trains on 8 GPUs; train_batch_size counts images per GPU.
 PAPER_GPUS = 8
 
@@ -57,7 +59,7 @@ class Ini:
     """
 
     def __init__(self, text: str, source: str, kind: str = "panoptic") -> None:
-        self.source, self.kind = source, kind
+        self.source, self.kind, self.latest = source, kind, ""
         parser = configparser.ConfigParser(allow_no_value=True, interpolation=None)
         try:
             parser.read_string(text)
@@ -73,28 +75,26 @@ class Ini:
             raise UserError(f"{source} has no section; it is not a seamseg configuration")
 
     def text(self, section: str, key: str) -> str:
-        return self.values[section, key].strip()
+        value = self.values[section, key].strip()
+        self.latest = f"[{section}] {key} = {value[:100]!r}"  # for error messages
+        return value
 
     def get(self, section: str, key: str) -> Any:
         """Return a value as Python literal: number, tuple, dict, None, or bool for yes/no."""
         value = self.text(section, key)
         if value.lower() in ("yes", "no", "true", "false", "on", "off"):
             return value.lower() in ("yes", "true", "on")
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            pass
-        try:
-            return ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise UserError(
-                f"{self.source}: [{section}] {key} = {value!r} is not a number, tuple, dict or yes/no"
-            ) from None
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                return parse(value)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two for deep nesting
+                pass
+        raise UserError(f"{self.source}: {self.latest} is not a number, tuple, dict or yes/no")
 
     def choice(self, section: str, key: str, choices: tuple[str, ...]) -> str:
         value = self.text(section, key)
         if value not in choices:
-            raise UserError(f"{self.source}: [{section}] {key} = {value!r}; it must be one of {', '.join(choices)}")
+            raise UserError(f"{self.source}: {self.latest}; it must be one of {', '.join(choices)}")
         return value
 
     def expect(self, section: str, key: str, value: Any) -> None:
@@ -120,7 +120,10 @@ def convert_ini(text: str, source: str = "config.ini", kind: str | None = None) 
     result = Converted()
     result.settings["MODEL.SEAMLESS.ORIGINAL_CONVENTIONS"] = True
     for convert in (_general, _body, _fpn_and_rpn, _roi, _sem, _optimizer, _scheduler, _dataloader):
-        convert(ini, result.settings)
+        try:
+            convert(ini, result.settings)
+        except (TypeError, ValueError, KeyError, ArithmeticError) as error:
+            raise UserError(f"{ini.source}: {ini.latest} is a value of a wrong form ({error}); mend it") from None
     for (section, key), reason in NOT_APPLICABLE.items():
         if (section, key) not in ini.values:
             continue
@@ -176,7 +179,10 @@ def _levels(ini: Ini, section: str, total: int) -> list[str]:
 
 
 def _num_levels(ini: Ini) -> int:
-    return 4 + int(ini.get("fpn", "extra_scales"))
+    extra = int(ini.get("fpn", "extra_scales"))
+    if not 0 <= extra <= _MAX_EXTRA_SCALES:
+        raise UserError(f"{ini.source}: [fpn] extra_scales = {extra}; it must be 0 to {_MAX_EXTRA_SCALES}")
+    return 4 + extra
 
 
 def _fpn_and_rpn(ini: Ini, out: dict[str, Any]) -> None:

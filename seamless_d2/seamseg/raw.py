@@ -7,12 +7,15 @@ the last four are None where nothing was found. Neither the classes nor the imag
 
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checkpoint.tensor_files import load_file
 from ..errors import UserError
 from ..io import atomic_write
+from ..limits import check_pixels
 from ..modeling.fusion import fuse_panoptic
 from ..prediction.formats import register_format
 from ..prediction.result import HeadOutputs, PanopticResult
@@ -20,6 +23,7 @@ from ..structures.id_maps import SegmentInfo
 
 SUFFIX = ".pth.tar"
 Raw = dict[str, Tensor | None]
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _DIMENSIONS = {"bbx_pred": 2, "cls_pred": 1, "obj_pred": 1, "msk_pred": 3}
 
 
@@ -51,29 +55,22 @@ def load_raw(path: str | Path) -> Raw:
     """Read a raw prediction of this program or of the original.
 
     Raises:
-        UserError: The file is missing, damaged, or no raw prediction.
+        UserError: The file is missing, damaged, or no raw prediction, or its map has more than ``MAX_PIXELS``.
     """
-    try:
-        raw = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path") from None
-    except Exception as error:  # zip, pickle and tar each have their own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights_only" in reason:  # a lecture on the options of torch.load
-            reason = "it is damaged, or holds more than tensors"
-        raise UserError(f"{path} cannot be read as a raw prediction ({reason}); make it again") from None
+    raw = load_file(path, "raw prediction")
     _check(raw, path)
     return raw
 
 
-def _check(raw: object, path: str | Path) -> None:
+def _check(raw: dict[str, Any], path: str | Path) -> None:
     def fail(reason: str) -> None:
         raise UserError(f"{path} is no raw prediction ({reason}); it needs the keys sem_pred, {', '.join(_DIMENSIONS)}")
 
-    if not isinstance(raw, dict) or not isinstance(raw.get("sem_pred"), Tensor) or raw["sem_pred"].dim() != 2:
+    if not isinstance(raw.get("sem_pred"), Tensor) or raw["sem_pred"].dim() != 2:
         fail("sem_pred, a map of labels, is missing")
-    if raw["sem_pred"].is_floating_point() or not raw["sem_pred"].numel():
+    if raw["sem_pred"].dtype not in _INTEGERS or not raw["sem_pred"].numel():
         fail(f"sem_pred is {tuple(raw['sem_pred'].shape)} {raw['sem_pred'].dtype}, not a map of whole numbers")
+    check_pixels(raw["sem_pred"].shape[1], raw["sem_pred"].shape[0], f"the map of {path}")
     if any(key not in raw for key in _DIMENSIONS):
         fail(f"{next(key for key in _DIMENSIONS if key not in raw)} is missing")
     detections = {key: raw[key] for key in _DIMENSIONS}
@@ -82,6 +79,9 @@ def _check(raw: object, path: str | Path) -> None:
     for key, value in detections.items():
         if not isinstance(value, Tensor) or value.dim() != _DIMENSIONS[key] or len(value) != len(raw["obj_pred"]):
             fail(f"{key} does not fit the others")
+        finite = key == "msk_pred" or bool(value.isfinite().all())  # logits may be infinite
+        if (value.dtype in _INTEGERS) != (key == "cls_pred") or value.is_complex() or not finite:
+            fail(f"{key} has values that are no numbers of its kind")
     if raw["bbx_pred"].shape[1] != 4:
         fail(f"bbx_pred has {raw['bbx_pred'].shape[1]} columns instead of 4")
 
@@ -111,7 +111,7 @@ def fuse_raw(
     things = num_classes - num_stuff
     detected = raw["cls_pred"]
     in_range = 0 <= int(sem_seg.min()) and int(sem_seg.max()) < num_classes
-    if detected is not None:
+    if detected is not None and len(detected):
         in_range &= 0 <= int(detected.min()) and int(detected.max()) < things
     if not in_range:
         raise UserError(

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..config import load_config
 from ..errors import UserError
-from ..io import read_image_size, remove_temporaries
+from ..io import read_bytes, read_image_size, remove_temporaries
 from ..locks import lock_output
 from ..modeling.fusion import resize_panoptic
 from ..prediction.batch.coco_folder import assemble_coco, number_images, read_image_ids
@@ -19,7 +19,7 @@ from ..prediction.batch.sources import IMAGE_SUFFIXES
 from ..prediction.formats import list_files, write_formats
 from ..prediction.result import PanopticResult
 from ..structures.classes import Classes
-from .dataset import metadata_classes, read_metadata
+from .dataset import read_metadata
 from .raw import SUFFIX, fuse_raw, load_raw
 
 
@@ -35,10 +35,7 @@ def read_classes(metadata: str | Path | None, config: str | Path | None) -> tupl
     if (metadata is None) == (config is None):
         raise UserError("give one of --metadata (the original's metadata.bin) and --config (a yaml)")
     if metadata is not None:
-        path = Path(metadata)
-        if not path.is_file():
-            raise UserError(f"metadata {path} does not exist; give the file that lies beside the model")
-        return metadata_classes(read_metadata(path.read_bytes(), str(path))["meta"]), None
+        return read_metadata(read_bytes(metadata, "metadata"), str(metadata))[0], None
     cfg = load_config(config)
     classes = Classes.from_config(cfg)
     if classes is None:

@@ -1,7 +1,7 @@
 """Models of the original seamseg: snapshot -> checkpoint + yaml, and back."""
 
-import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from ..checkpoint.checkpointer import load_file, write_checkpoint
+from ..checkpoint.checkpointer import write_checkpoint
+from ..checkpoint.tensor_files import load_file
 from ..config import add_seamless_config, config_file, load_config
 from ..errors import UserError
-from ..io import atomic_write
+from ..io import atomic_write, read_bytes, read_text
+from ..limits import check_expansion
 from ..structures.classes import Classes
-from .dataset import metadata_classes, read_metadata
+from .dataset import read_metadata
 from .ini import Ini, convert_ini
 from .names import NormMode, original_names, to_original, to_ours
 
@@ -31,13 +33,13 @@ class Snapshot:
     Attributes:
         state: The tensors by name, with the prefix of their module (one of ``MODULES``).
         config: The text of its ini.
-        meta: The "meta" part of its metadata.bin, or None if it is not known.
+        classes: The classes of its metadata.bin, or None if they are not known.
         source: The file, for error messages.
     """
 
     state: dict[str, Tensor]
     config: str
-    meta: dict[str, Any] | None
+    classes: Classes | None
     source: str
 
     @property
@@ -57,38 +59,28 @@ class Snapshot:
         """The number C of all classes; without a semantic head the metadata knows, or there are only things."""
         if self.kind == "panoptic":
             return self.state["sem_head.conv_sem.weight"].shape[0]
-        return self.num_things if self.meta is None else len(self.meta["categories"])
+        return self.num_things if self.classes is None else len(self.classes.names)
 
 
-def _read_tensors(source: str, data: bytes | None) -> dict[str, Any]:
-    if data is None:
-        return load_file(source)
+def _read_release(path: Path) -> tuple[bytes, str | None, bytes | None] | None:
+    """Return the weights, the ini text and the metadata of a released zip, or None if the file is something else."""
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{source} cannot be read as tensors ({reason}); it is damaged, get it again") from None
-
-
-def _read_archive(path: Path) -> tuple[bytes, str | None, bytes | None]:
-    """Return the weights, the ini text and the metadata of a released zip."""
-    with zipfile.ZipFile(path) as archive:
-        names = {Path(n).name: n for n in archive.namelist() if not n.endswith("/")}
-        weights = [n for n in names if n.endswith((".tar", ".pth", ".pt"))]
-        if len(weights) != 1:
-            raise UserError(f"{path} holds {len(weights)} weight files (.tar, .pth); a released model holds one")
-        ini = [n for n in names if n.endswith(".ini")]
-        text = archive.read(names[ini[0]]).decode() if ini else None
-        meta = archive.read(names["metadata.bin"]) if "metadata.bin" in names else None
-        return archive.read(names[weights[0]]), text, meta
-
-
-def _is_release(path: Path) -> bool:
-    # torch's own zip container holds data.pkl; a release holds files of a person's choosing.
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return not any(Path(n).name == "data.pkl" for n in archive.namelist())
+        if not zipfile.is_zipfile(path):
+            return None
+        with zipfile.ZipFile(path) as archive:
+            names = {Path(n).name: n for n in archive.namelist() if not n.endswith("/")}
+            if "data.pkl" in names:  # torch's own container
+                return None
+            check_expansion(path, sum(entry.file_size for entry in archive.infolist()))
+            weights = [n for n in names if n.endswith((".tar", ".pth", ".pt"))]
+            if len(weights) != 1:
+                raise UserError(f"{path} holds {len(weights)} weight files (.tar, .pth); a released model holds one")
+            ini = [n for n in names if n.endswith(".ini")]
+            text = archive.read(names[ini[0]]).decode() if ini else None
+            meta = archive.read(names["metadata.bin"]) if "metadata.bin" in names else None
+            return archive.read(names[weights[0]]), text, meta
+    except (OSError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"archive {path} cannot be read ({error}); it is damaged or encrypted, get it again") from None
 
 
 def read_snapshot(path: str | Path, config: str | Path | None = None, metadata: str | Path | None = None) -> Snapshot:
@@ -105,10 +97,8 @@ def read_snapshot(path: str | Path, config: str | Path | None = None, metadata: 
     path = Path(path)
     if not path.is_file():
         raise UserError(f"snapshot {path} does not exist; check the path")
-    data = text = meta_bytes = None
-    if _is_release(path):
-        data, text, meta_bytes = _read_archive(path)
-    content = _read_tensors(str(path), data)
+    data, text, meta_bytes = _read_release(path) or (None, None, None)
+    content = load_file(path, "snapshot", data)
     state_dict = content.get("state_dict")
     if not isinstance(state_dict, dict):
         raise UserError(f"{path} has no state_dict; it is not a seamseg snapshot")
@@ -121,20 +111,16 @@ def read_snapshot(path: str | Path, config: str | Path | None = None, metadata: 
         if name not in state:
             raise UserError(f"{path} has no tensor {name}; only complete models of seamseg can be converted")
     if config is not None:
-        if not Path(config).is_file():
-            raise UserError(f"config {config} does not exist; check the path")
-        text = Path(config).read_text(encoding="utf-8")
+        text = read_text(config, "config")
     text = text or content.get("config")
     if not text:
         raise UserError(f"{path} has no settings inside; give its ini file with --config")
     if metadata is not None:
-        if not Path(metadata).is_file():
-            raise UserError(f"metadata {metadata} does not exist; check the path")
-        meta_bytes = Path(metadata).read_bytes()
+        meta_bytes = read_bytes(metadata, "metadata")
     if "[sem]" in text and not state_dict.get("sem_head"):
         raise UserError(f"{path} has no sem_head, but its settings describe a panoptic model; get the file again")
-    meta = read_metadata(meta_bytes, str(metadata or path))["meta"] if meta_bytes else None
-    return Snapshot(state, text, meta, str(path))
+    classes = read_metadata(meta_bytes, str(metadata or path))[0] if meta_bytes else None
+    return Snapshot(state, text, classes, str(path))
 
 
 def settings_to_config(settings: dict[str, Any], classes: Classes | None = None) -> CfgNode:
@@ -209,14 +195,12 @@ def convert_snapshot(snapshot: Snapshot) -> tuple[dict[str, Tensor], CfgNode, li
     settings = converted.settings
     settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = snapshot.num_classes
     settings["MODEL.ROI_HEADS.NUM_CLASSES"] = snapshot.num_things
-    classes = None
-    if snapshot.meta is not None:
-        classes = metadata_classes(snapshot.meta)
-        if (len(classes.names), classes.num_things) != (snapshot.num_classes, snapshot.num_things):
-            raise UserError(
-                f"{snapshot.source} has {snapshot.num_classes} classes, {snapshot.num_things} of them things, but its "
-                f"metadata has {len(classes.names)} and {classes.num_things}; give the model's own metadata.bin"
-            )
+    classes = snapshot.classes
+    if classes and (len(classes.names), classes.num_things) != (snapshot.num_classes, snapshot.num_things):
+        raise UserError(
+            f"{snapshot.source} has {snapshot.num_classes} classes, {snapshot.num_things} of them things, but its "
+            f"metadata has {len(classes.names)} and {classes.num_things}; give the model's own metadata.bin"
+        )
     mode = NormMode.parse(ini.text("body", "normalization_mode"))
     state, unknown = to_ours(snapshot.state, mode)
     if unknown:
@@ -255,18 +239,10 @@ def convert_config(path: str | Path, output: str | Path, metadata: str | Path | 
     Raises:
         UserError: A file cannot be read, or the settings are not those of seamseg.
     """
-    if not Path(path).is_file():
-        raise UserError(f"config {path} does not exist; check the path")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"config {path} is not a text file; give seamseg's ini") from None
-    converted = convert_ini(text, str(path))
+    converted = convert_ini(read_text(path, "config"), str(path))
     classes = None
     if metadata is not None:
-        if not Path(metadata).is_file():
-            raise UserError(f"metadata {metadata} does not exist; check the path")
-        classes = metadata_classes(read_metadata(Path(metadata).read_bytes(), str(metadata))["meta"])
+        classes, _ = read_metadata(read_bytes(metadata, "metadata"), str(metadata))
         converted.settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(classes.names)
         converted.settings["MODEL.ROI_HEADS.NUM_CLASSES"] = classes.num_things
     else:
@@ -299,9 +275,7 @@ def export(checkpoint: str | Path, output: str | Path, config: str | Path | None
     mode = norm_mode(cfg)
     if ini is None:
         raise UserError("the original reads its architecture from an ini; give one with --config")
-    if not Path(ini).is_file():
-        raise UserError(f"config {ini} does not exist; check the path")
-    text = Path(ini).read_text(encoding="utf-8")
+    text = read_text(ini, "config")
     settings = convert_ini(text, str(ini)).settings
     for key in ("MODEL.RESNETS.DEPTH", "MODEL.RESNETS.NORM", "MODEL.RPN.NORM", "MODEL.FPN.EXTRA_LEVELS"):
         node = cfg

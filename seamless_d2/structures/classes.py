@@ -7,12 +7,15 @@ This module imports neither PyTorch nor Detectron2.
 """
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
+from .coco_json import CocoCategory, convert_entries
 
 Color = tuple[int, int, int]
+#: The semantic label of void. Labels have 8 bits in files and in Detectron2, so that there are at most 255 classes.
 VOID_LABEL = 255
 
 
@@ -34,12 +37,28 @@ class Classes:
         colors: The C colors as RGB values in 0..255.
         dataset_ids: The C category ids that the data set's json uses.
         num_stuff: The number S of stuff classes; the other T = C - S classes are things.
+
+    Raises:
+        UserError: There are more classes than labels, or the lists differ in length.
     """
 
     names: list[str]
     colors: list[Color]
     dataset_ids: list[int]
     num_stuff: int
+
+    def __post_init__(self) -> None:
+        names, colors, ids = (len(values) for values in (self.names, self.colors, self.dataset_ids))
+        if names > VOID_LABEL:
+            raise UserError(
+                f"there are {names} classes, but at most {VOID_LABEL} are supported, because label {VOID_LABEL} means "
+                "void; merge classes or leave some out"
+            )
+        if not names == colors == ids or not 0 <= self.num_stuff <= names:
+            raise UserError(
+                f"there are {names} names, {colors} colors and {ids} ids for {names} classes, {self.num_stuff} of them "
+                "stuff; give each class one of each"
+            )
 
     @property
     def num_things(self) -> int:
@@ -62,31 +81,25 @@ class Classes:
         return cls(names, default_colors(num_classes), list(range(1, num_classes + 1)), num_classes - num_things)
 
     @classmethod
-    def from_categories(cls, categories: list[dict[str, Any]], source: str) -> "Classes":
+    def from_categories(cls, categories: Sequence[CocoCategory | dict[str, Any]], source: str) -> "Classes":
         """Read the ``categories`` of a COCO panoptic json; their colors are optional.
 
         Args:
-            categories: Dicts with id, name, isthing and optionally color.
+            categories: The categories as ``read_json_as`` returns them, or dicts of the same keys.
             source: The name of the file, for error messages.
 
         Raises:
-            UserError: A category lacks id, name or isthing, or an id occurs twice.
+            UserError: A category does not follow the schema, or an id occurs twice.
         """
-        for category in categories:
-            missing = [key for key in ("id", "name", "isthing") if key not in category]
-            if missing:
-                raise UserError(f"{source}: category {category} has no {', '.join(missing)}; add it")
-        ids = [c["id"] for c in categories]
+        ordered = sorted(convert_entries(categories, list[CocoCategory], source), key=lambda c: bool(c.isthing))
+        ids = [c.id for c in ordered]
         if len(set(ids)) != len(ids):
             raise UserError(f"{source}: a category id occurs twice; ids must be unique")
-        ordered = [c for c in categories if not c["isthing"]] + [c for c in categories if c["isthing"]]
-        defaults = default_colors(len(ordered))
-        return cls(
-            names=[str(c["name"]) for c in ordered],
-            colors=[tuple(map(int, c.get("color") or color)) for c, color in zip(ordered, defaults, strict=True)],
-            dataset_ids=[int(c["id"]) for c in ordered],
-            num_stuff=sum(not c["isthing"] for c in categories),
-        )
+        colors = [c.color or color for c, color in zip(ordered, default_colors(len(ordered)), strict=True)]
+        try:
+            return cls([c.name for c in ordered], colors, ids, num_stuff=sum(not c.isthing for c in ordered))
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
 
     @classmethod
     def from_config(cls, cfg: Any) -> "Classes | None":

@@ -6,7 +6,13 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from seamless_d2 import get_config
-from seamless_d2.data.transforms import ResizeCrop, ResizeCropTransform, build_augmentations, build_resize
+from seamless_d2.data.transforms import (
+    BoundedResizeShortestEdge,
+    ResizeCrop,
+    ResizeCropTransform,
+    build_augmentations,
+    build_resize,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +72,8 @@ def test_resize_crop_draws_inside_the_resized_image() -> None:
 
 def test_augmentations_of_the_config() -> None:
     cfg = get_config("Base-Seamless.yaml")
-    assert [type(a) for a in build_augmentations(cfg, True)] == [T.ResizeShortestEdge, T.RandomFlip]
-    assert [type(a) for a in build_augmentations(cfg, False)] == [T.ResizeShortestEdge]
+    assert [type(a) for a in build_augmentations(cfg, True)] == [BoundedResizeShortestEdge, T.RandomFlip]
+    assert [type(a) for a in build_augmentations(cfg, False)] == [BoundedResizeShortestEdge]
     cfg.INPUT.CROP.ENABLED = True
     cfg.INPUT.RANDOM_FLIP = "none"
     assert [type(a) for a in build_augmentations(cfg, True)] == [ResizeCrop]

@@ -168,16 +168,12 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     ground_truth = write(tmp_path, "ground_truth", [good])
     for name, image, words in (
         ("twice", (good[0], [*good[1], {"id": 1, "category_id": 5}]), "0.png lists a segment id twice"),
-        ("keyless", (good[0], [{"id": 1}]), "0.png has a segment without a whole number for 'category_id'"),
-        ("text", (good[0], ["x"]), "0.png has a segment without a whole number for 'id'"),
-        ("words", (good[0], [{"id": "x", "category_id": 2}]), "0.png has a segment without a whole number for 'id'"),
-        (
-            "area",
-            (good[0], [{"id": 1, "category_id": 2, "area": "x"}]),
-            "0.png has a segment whose 'area' is no number",
-        ),
-        ("score", (good[0], [{"id": 1, "category_id": 2, "score": [1]}]), "whose 'score' is no number"),
-        ("seven", (good[0], 7), "segments_info of image 0 is no list"),
+        ("keyless", (good[0], [{"id": 1}]), "field category_id at .*0.png"),
+        ("text", (good[0], ["x"]), "got str at .*0.png"),
+        ("words", (good[0], [{"id": "x", "category_id": 2}]), "got str at .*id .*0.png"),
+        ("area", (good[0], [{"id": 1, "category_id": 2, "area": "x"}]), "got str at .*area .*0.png"),
+        ("score", (good[0], [{"id": 1, "category_id": 2, "score": [1]}]), "got array at .*score .*0.png"),
+        ("seven", (good[0], 7), "got int at .*segments_info .*0.png"),
         ("id", (np.full((2, 2), 5), good[1]), "0.png: the predicted map holds an id"),
         ("none", (good[0], [*good[1], {"id": 8, "category_id": 2}]), "segment 8 has no pixel"),
         ("class", (good[0], [{"id": 1, "category_id": 77}]), "category 77"),
@@ -194,8 +190,8 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     (tmp_path / "bare.json").write_text(json.dumps({"annotations": [{"image_id": 0}]}))
     (tmp_path / "all.json").write_text((tmp_path / "ground_truth.json").read_text())
     for name, words in (
-        ("list", "list.json has no annotations"),
-        ("bare", "bare.json has an annotation without 'file_name'"),
+        ("list", "list.json is malformed: Expected object, got array"),
+        ("bare", "bare.json is malformed: .* field file_name at .*image_id 0"),
         ("all", "folder .*all with the PNGs of .* does not exist; name it with --pred-dir"),
     ):
         with pytest.raises(UserError, match=words):
@@ -209,5 +205,5 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="0.png does not exist"):
         evaluate_files(prediction, ground_truth)
     void = write(tmp_path, "void", [(good[0] * 0, [{"id": 0, "category_id": 2, "iscrowd": 0, "area": 4}])])
-    with pytest.raises(UserError, match="id 0, which means void"):
+    with pytest.raises(UserError, match="Expected int >= 1 at .*id .*0.png"):
         evaluate_files(ground_truth, void)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import msgpack
+import msgspec
 import torch
 from detectron2.modeling import build_model
 from torch import nn
@@ -79,7 +79,7 @@ def save(content: dict, path: Path, legacy: bool = True) -> Path:
 
 def metadata_bytes(num_stuff: int = NUM_STUFF, num_things: int = NUM_THINGS) -> bytes:
     total = num_stuff + num_things
-    return msgpack.packb(
+    return msgspec.msgpack.encode(
         {
             "meta": {
                 "num_stuff": num_stuff,

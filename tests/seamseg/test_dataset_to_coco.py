@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import msgpack
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -27,7 +27,7 @@ META = {
     "num_stuff": 2,
     "num_thing": 2,
     "categories": ["road", "sky", "car", "person"],
-    "palette": [[k, 2 * k, 3 * k] for k in range(256)],
+    "palette": [[k, 255 - k, k // 2] for k in range(256)],
     "original_ids": [7, 23, 26, 24],
 }
 SIZE = (40, 60)
@@ -57,7 +57,7 @@ def write_original(root: Path) -> Path:
         image = random.randint(0, 256, (*SIZE, 3)).astype(np.uint8)
         Image.fromarray(image).save(root / "img" / f"{name}.{'jpg' if name == 'c' else 'png'}")
         described.append({"id": name, "cat": cat, "size": SIZE, "iscrowd": crowd})
-    (root / "metadata.bin").write_bytes(msgpack.packb({"images": described, "meta": META}))
+    (root / "metadata.bin").write_bytes(msgspec.msgpack.encode({"images": described, "meta": META}))
     (root / "lst" / "train.txt").write_text("a\nb\n")
     (root / "lst" / "val.txt").write_text("c\n")
     return root
@@ -70,7 +70,7 @@ def root(tmp_path) -> Path:
 
 def decode(root: Path, name: str) -> tuple[np.ndarray, set[tuple[int, int, bytes]]]:
     """Semantic labels, and class, crowd and mask of each segment: what does not depend on the order of indices."""
-    content = msgpack.unpackb((root / "metadata.bin").read_bytes())
+    content = msgspec.msgpack.decode((root / "metadata.bin").read_bytes())
     (image,) = [i for i in content["images"] if i["id"] == name]
     mask = np.asarray(Image.open(root / "msk" / f"{name}.png"))
     assert image["size"] == list(SIZE) == list(mask.shape)
@@ -95,7 +95,7 @@ def test_round_trip(root, tmp_path) -> None:
         semantic, segments = decode(root, name)
         assert np.array_equal(semantic, decode(new, name)[0]) and segments == decode(new, name)[1]
     assert (new / "img" / "c.jpg").read_bytes() == (root / "img" / "c.jpg").read_bytes()
-    meta = msgpack.unpackb((new / "metadata.bin").read_bytes())["meta"]
+    meta = msgspec.msgpack.decode((new / "metadata.bin").read_bytes())["meta"]
     assert meta == {**META, "palette": META["palette"][:4]}
     things = json.loads((new / "coco" / "train.json").read_text())
     car, person = META["original_ids"].index(26), META["original_ids"].index(24)  # the labels of the original
@@ -189,9 +189,9 @@ def test_direct_registration_is_evaluated(root, tmp_path, monkeypatch) -> None:
 
 
 def change_metadata(root: Path, change) -> None:
-    content = msgpack.unpackb((root / "metadata.bin").read_bytes())
+    content = msgspec.msgpack.decode((root / "metadata.bin").read_bytes())
     change(content)
-    (root / "metadata.bin").write_bytes(msgpack.packb(content))
+    (root / "metadata.bin").write_bytes(msgspec.msgpack.encode(content))
 
 
 @pytest.mark.parametrize(

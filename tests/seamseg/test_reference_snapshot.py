@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -70,4 +71,11 @@ def test_snapshot_gives_the_originals_outputs(shared: Path, tmp_path: Path) -> N
 
 def test_metadata_files(shared: Path) -> None:
     for file in sorted((shared / "snapshot").glob("metadata_*.bin")):
-        assert read_metadata(file.read_bytes(), file.name) == json.loads(file.with_suffix(".json").read_text())
+        classes, images = read_metadata(file.read_bytes(), file.name)
+        expected = json.loads(file.with_suffix(".json").read_text())
+        assert json.loads(msgspec.json.encode(images)) == expected["images"]
+        meta = expected["meta"]
+        assert (classes.num_stuff, classes.num_things) == (meta["num_stuff"], meta["num_thing"])
+        assert [classes.names, list(map(list, classes.colors)), classes.dataset_ids] == [
+            meta[key] for key in ("categories", "palette", "original_ids")
+        ]

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...io import read_json
+from ...io import read_text
 from ...structures.classes import Classes
+from ...structures.coco_json import PanopticJson, read_json_as
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -26,7 +27,7 @@ def read_class_list(path: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; write a line 'NUMBER NAME thing' or 'NUMBER NAME stuff' per class")
     categories: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path, "list of classes").splitlines():
         if not line.strip():
             continue
         number, *name, kind = line.split()
@@ -44,7 +45,8 @@ def read_class_list(path: str | Path) -> list[dict[str, Any]]:
 
 def describe_classes(panoptic_json: str | Path) -> str:
     """Return the two class counts that the config of a data set needs, as text."""
-    classes = Classes.from_categories(read_json(panoptic_json, "panoptic json")["categories"], str(panoptic_json))
+    content = read_json_as(panoptic_json, "panoptic json", PanopticJson)
+    classes = Classes.from_categories(content.categories, str(panoptic_json))
     return (
         f"{panoptic_json}: MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(classes.names)} MODEL.ROI_HEADS.NUM_CLASSES "
         f"{classes.num_things}"

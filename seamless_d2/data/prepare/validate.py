@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -17,15 +18,16 @@ from ...errors import UserError
 from ...io import atomic_write, read_id_map, read_image, read_json, write_json
 from ...parallel import map_parallel
 from ...structures.classes import Classes
+from ...structures.coco_json import (
+    CocoAnnotation,
+    CocoCategory,
+    CocoImage,
+    ImageList,
+    PanopticJson,
+    read_json_as,
+)
 from ...structures.id_maps import measure_segments, present_ids, replace_ids
 from .gallery import SHEET_IMAGES, write_gallery
-
-#: The keys that the entries of each list in the json must have.
-KEYS = {
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("image_id", "file_name", "segments_info"),
-    "categories": ("id", "name", "isthing"),
-}
 
 
 @dataclass
@@ -56,17 +58,17 @@ class Report:
         self.images += other.images
         self.fixed += other.fixed
 
-    def format_table(self, categories: list[dict[str, Any]]) -> str:
+    def format_table(self, categories: list[CocoCategory]) -> str:
         """Return a table with the numbers of segments and the fraction of pixels of each category, as text."""
         total = max(sum(self.pixels.values()), 1)
         rows = [
             [
-                c.get("id"),
-                c.get("name"),
-                "thing" if c.get("isthing") else "stuff",
-                self.segments[c.get("id")],
-                self.crowds[c.get("id")],
-                f"{100 * self.pixels[c.get('id')] / total:.2f}",
+                c.id,
+                c.name,
+                "thing" if c.isthing else "stuff",
+                self.segments[c.id],
+                self.crowds[c.id],
+                f"{100 * self.pixels[c.id] / total:.2f}",
             ]
             for c in categories
         ]
@@ -94,35 +96,27 @@ def _find_repeated(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 
 
-def _check_json(content: dict[str, Any], source: str) -> tuple[list[tuple[str, str]], dict[str, list[dict]]]:
-    """Return the problems that can be found without images, and the entries that have all their keys."""
-    problems, whole = [], {}
-    for kind, keys in KEYS.items():
-        whole[kind] = []
-        for entry in content[kind]:
-            lacking = [key for key in keys if key not in entry]
-            if lacking:
-                problems.append(f"an entry of {kind} has no {', '.join(lacking)}: {str(entry)[:100]}")
-            else:
-                whole[kind].append(entry)
-    for kind, key, text in (
-        ("categories", "id", "category id {} occurs twice"),
-        ("categories", "name", "two categories are called {}"),
-        ("images", "id", "image id {} occurs twice"),
-        ("images", "file_name", "image {} is listed twice"),
-        ("annotations", "image_id", "image id {} is annotated twice"),
-        ("annotations", "file_name", "PNG {} belongs to two annotations"),
+def _check_json(content: PanopticJson) -> list[str]:
+    """Return a sentence for each problem that can be found without images."""
+    problems: list[str] = []
+    for entries, key, text in (
+        (content.categories, "id", "category id {} occurs twice"),
+        (content.categories, "name", "two categories are called {}"),
+        (content.images, "id", "image id {} occurs twice"),
+        (content.images, "file_name", "image {} is listed twice"),
+        (content.annotations, "image_id", "image id {} is annotated twice"),
+        (content.annotations, "file_name", "PNG {} belongs to two annotations"),
     ):
-        problems += [text.format(value) for value in _find_repeated(entry[key] for entry in whole[kind])]
-    listed = {image["id"] for image in whole["images"]}
-    annotated = {annotation["image_id"] for annotation in whole["annotations"]}
+        problems += [text.format(value) for value in _find_repeated(getattr(entry, key) for entry in entries)]
+    listed = {image.id for image in content.images}
+    annotated = {annotation.image_id for annotation in content.annotations}
     problems += [f"image id {i} is annotated but not listed" for i in sorted(annotated - listed, key=str)]
     problems += [f"image id {i} has no annotation" for i in sorted(listed - annotated, key=str)]
-    return [(source, text) for text in problems], whole
+    return problems
 
 
 def _check_segments(
-    annotation: dict[str, Any], ids: Any, categories: dict[int, dict[str, Any]], fix: bool, report: Report
+    annotation: CocoAnnotation, ids: np.ndarray, categories: dict[int, CocoCategory], fix: bool, report: Report
 ) -> list[str]:
     """Check the segments of one image.
 
@@ -136,61 +130,57 @@ def _check_segments(
     Returns:
         A sentence for each problem.
     """
-    problems = []
-    segments = [s for s in annotation["segments_info"] if "id" in s and "category_id" in s]
-    if len(segments) < len(annotation["segments_info"]):
-        problems.append("a segment has no id or no category_id")
-    listed = [s["id"] for s in segments]
-    problems += [f"segment id {segment_id} is listed twice" for segment_id in _find_repeated(listed)]
-    if 0 in listed:
-        problems.append("a segment has id 0, which means void")
+    segments = annotation.segments_info
+    listed = [s.id for s in segments]
+    problems = [f"segment id {segment_id} is listed twice" for segment_id in _find_repeated(listed)]
     strange = sorted(set(present_ids(ids)) - {0, *listed})
     if strange:
         problems.append(f"id {strange[0]} is in the PNG but not in the json ({len(strange)} such ids)")
         ids = replace_ids(ids, {segment_id: segment_id for segment_id in listed})
-    measured = {s["id"]: s for s in measure_segments(ids, segments)}
+    measured = {s["id"]: s for s in measure_segments(ids, [{"id": segment_id} for segment_id in listed])}
     report.pixels[None] += ids.size - sum(s["area"] for s in measured.values())
     for segment in segments:
-        category, true = categories.get(segment["category_id"]), measured.get(segment["id"])
+        category, true = categories.get(segment.category_id), measured.get(segment.id)
         if true is None:
-            problems.append(f"segment {segment['id']} has no pixel in the PNG")
+            problems.append(f"segment {segment.id} has no pixel in the PNG")
             continue
         if category is None:
-            problems.append(f"segment {segment['id']} has unknown category {segment['category_id']}")
+            problems.append(f"segment {segment.id} has unknown category {segment.category_id}")
             continue
-        report.segments[category["id"]] += 1
-        report.pixels[category["id"]] += true["area"]
-        if segment.get("iscrowd"):
-            report.crowds[category["id"]] += 1
-            if not category["isthing"]:
-                problems.append(f"segment {segment['id']} is a crowd of {category['name']}, which is stuff")
+        report.segments[category.id] += 1
+        report.pixels[category.id] += true["area"]
+        if segment.iscrowd:
+            report.crowds[category.id] += 1
+            if not category.isthing:
+                problems.append(f"segment {segment.id} is a crowd of {category.name}, which is stuff")
         for key in ("area", "bbox"):
             # Boxes may be missing, because nothing reads them, but not wrong.
-            if segment.get(key) == true[key] or (key == "bbox" and segment.get(key) is None and not fix):
+            stated = getattr(segment, key)
+            if stated == true[key] or (key == "bbox" and stated is None and not fix):
                 continue
             if fix:
-                segment[key] = true[key]
+                setattr(segment, key, true[key])
                 report.fixed += 1
             else:
-                problems.append(f"segment {segment['id']} has {key} {segment.get(key)}, its pixels say {true[key]}")
-    for category, count in Counter(s["category_id"] for s in segments).items():
-        if count > 1 and category in categories and not categories[category]["isthing"]:
-            problems.append(f"stuff {categories[category]['name']} has {count} segments; it must have one")
+                problems.append(f"segment {segment.id} has {key} {stated}, its pixels say {true[key]}")
+    for category_id, count in Counter(s.category_id for s in segments).items():
+        if count > 1 and category_id in categories and not categories[category_id].isthing:
+            problems.append(f"stuff {categories[category_id].name} has {count} segments; it must have one")
     return problems
 
 
 def _check_image(
-    item: tuple[dict[str, Any], dict[str, Any]],
-    categories: dict[int, dict[str, Any]],
+    item: tuple[CocoImage, CocoAnnotation],
+    categories: dict[int, CocoCategory],
     image_dir: Path,
     panoptic_dir: Path,
     fix: bool,
-) -> tuple[Report, dict[str, Any]]:
+) -> tuple[Report, CocoAnnotation]:
     """Return the report on one image, and its annotation, whose areas and boxes are rewritten with ``fix``."""
     image, annotation = item
     report = Report()
-    image_file, png_file = image_dir / image["file_name"], panoptic_dir / annotation["file_name"]
-    size = (image["height"], image["width"])
+    image_file, png_file = image_dir / image.file_name, panoptic_dir / annotation.file_name
+    size = (image.height, image.width)
     try:
         read_image(image_file, size)
     except UserError as error:
@@ -238,7 +228,7 @@ def validate(
     other: tuple[str | Path, str | Path] | None = None,
     gallery: str | Path | None = None,
     workers: int | None = None,
-) -> tuple[Report, list[dict[str, Any]]]:
+) -> tuple[Report, list[CocoCategory]]:
     """Check a data set.
 
     Args:
@@ -258,29 +248,23 @@ def validate(
     """
     panoptic_json, image_dir = Path(panoptic_json), Path(image_dir)
     panoptic_dir = Path(panoptic_dir) if panoptic_dir else panoptic_json.with_suffix("")
-    content = read_json(panoptic_json, "panoptic json")
-    for key in KEYS:
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise UserError(f"{panoptic_json} has no {key}; a COCO-panoptic json has images, annotations, categories")
-    report = Report()
-    report.problems, whole = _check_json(content, str(panoptic_json))
-    images = {image["id"]: image for image in whole["images"]}
+    content = read_json_as(panoptic_json, "panoptic json", PanopticJson)
+    report = Report([(str(panoptic_json), text) for text in _check_json(content)])
+    images = {image.id: image for image in content.images}
     if other is not None:
-        theirs = [Path(other[1]) / i["file_name"] for i in read_json(other[0], "other json")["images"]]
-        for path, twin in find_shared_images([image_dir / i["file_name"] for i in whole["images"]], theirs):
+        theirs = [Path(other[1]) / image.file_name for image in read_json_as(other[0], "json", ImageList).images]
+        for path, twin in find_shared_images([image_dir / image.file_name for image in content.images], theirs):
             report.problems.append((str(path), f"the same image is {twin} of {other[0]}; splits must be apart"))
-    categories = {c["id"]: c for c in whole["categories"]}
-    annotations = [a for a in whole["annotations"] if a["image_id"] in images]
+    categories = {category.id: category for category in content.categories}
+    work = [(images[a.image_id], a) for a in content.annotations if a.image_id in images]
     check = partial(_check_image, categories=categories, image_dir=image_dir, panoptic_dir=panoptic_dir, fix=fix)
-    work = [(images[a["image_id"]], a) for a in annotations]
     first: list[int] = []  # the images without problems on the contact sheet
     best: dict[int, tuple[int, int]] = {}  # of each category, its largest area in an image and that image
     killed = "a process was killed, perhaps for want of memory; validate again with fewer --workers"
     with closing(map_parallel(check, work, workers, killed)) as results:
         for number, (found, checked) in tqdm(results, desc="validate", unit="image", total=len(work)):
             report.add(found)
-            annotations[number].update(checked)
+            work[number][1].segments_info = checked.segments_info
             if found.images and not found.problems:
                 first = sorted([*first, number])[:SHEET_IMAGES]
                 for category, area in found.pixels.items():
@@ -288,16 +272,26 @@ def validate(
                         best[category] = max(best.get(category, (0, 0)), (area, -number))
     report.problems.sort(key=lambda problem: problem[0] != str(panoptic_json))
     if fix and report.fixed:
-        write_json(panoptic_json, content)
+        _write_fixed(panoptic_json, content)
     if gallery is not None and first:
 
         def item(number: int) -> tuple[Path, Path, list[dict[str, Any]]]:
             image, annotation = work[number]
-            segments = annotations[number]["segments_info"]
-            return image_dir / image["file_name"], panoptic_dir / annotation["file_name"], segments
+            segments = [{"id": s.id, "category_id": s.category_id} for s in annotation.segments_info]
+            return image_dir / image.file_name, panoptic_dir / annotation.file_name, segments
 
         classes = Classes.from_categories(list(categories.values()), str(panoptic_json))
         write_gallery(
             Path(gallery), [item(n) for n in first], {c: item(-number) for c, (_, number) in best.items()}, classes
         )
-    return report, content["categories"]
+    return report, content.categories
+
+
+def _write_fixed(panoptic_json: Path, content: PanopticJson) -> None:
+    """Write the areas and boxes of ``content`` into the json, whose other keys stay."""
+    raw = read_json(panoptic_json, "panoptic json")
+    for entry, annotation in zip(raw["annotations"], content.annotations, strict=True):
+        for info, segment in zip(entry["segments_info"], annotation.segments_info, strict=True):
+            measured = {"area": segment.area, "bbox": segment.bbox}
+            info.update({key: value for key, value in measured.items() if value is not None})
+    write_json(panoptic_json, raw)

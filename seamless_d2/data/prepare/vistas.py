@@ -5,12 +5,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+import msgspec
+from msgspec import Struct
+
 from ...errors import UserError
-from ...io import read_id_map, read_instance_png, read_json
+from ...io import read_id_map, read_instance_png
+from ...structures.coco_json import CocoCategory, Color, GroundTruthJson, Name, read_json_as
 from ...structures.id_maps import count_pairs, present_ids, replace_ids
 from .writer import PanopticImage, WriterOptions, write_panoptic_dataset
 
 SPLITS = ("training", "validation")
+
+
+class VistasLabel(Struct):
+    """A label: its name, also in plain English, and whether it is a thing and whether it is evaluated."""
+
+    name: Name
+    instances: bool
+    evaluate: bool
+    color: Color
+    readable: str = ""
+
+
+class VistasConfig(Struct):
+    """The config json of a release."""
+
+    labels: list[VistasLabel]
 
 
 @dataclass(frozen=True)
@@ -19,12 +39,12 @@ class Release:
 
     Attributes:
         version: The version, "v1.2" or "v2.0".
-        labels: The labels of the config json: dicts with name, readable, instances, evaluate and color.
+        labels: The labels of the config json.
         folder: The folder of the annotations below the folder of a split, such as "" or "v2.0".
     """
 
     version: str
-    labels: list[dict[str, Any]]
+    labels: list[VistasLabel]
     folder: str
 
 
@@ -45,10 +65,7 @@ def find_releases(root: Path) -> list[Release]:
     ):
         if not (root / config).is_file() or not any((root / s / folder / "instances").is_dir() for s in SPLITS):
             continue
-        content = read_json(root / config, "Vistas config")
-        labels = content.get("labels") if isinstance(content, dict) else None
-        if not labels or any({"name", "instances", "evaluate", "color"} - set(label) for label in labels):
-            raise UserError(f"{root / config} lists no labels with name, instances, evaluate and color; get it again")
+        labels = read_json_as(root / config, "Vistas config", VistasConfig).labels
         if version not in [release.version for release in releases]:
             releases.append(Release(version, labels, folder))
     if not releases:
@@ -58,18 +75,18 @@ def find_releases(root: Path) -> list[Release]:
     return releases
 
 
-def make_categories(labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def make_categories(labels: list[VistasLabel]) -> list[dict[str, Any]]:
     """Return the categories of all labels that are evaluated; ids count the labels from 1, as in Vistas' own json."""
     return [
         {
             "id": index + 1,
-            "name": label["name"],
-            "supercategory": label["name"],
-            "isthing": int(label["instances"]),
-            "color": list(label["color"]),
+            "name": label.name,
+            "supercategory": label.name,
+            "isthing": int(label.instances),
+            "color": list(label.color),
         }
         for index, label in enumerate(labels)
-        if label["evaluate"]
+        if label.evaluate
     ]
 
 
@@ -85,7 +102,7 @@ def find_image(folder: Path, stem: str) -> str:
     raise UserError(f"{folder / stem}.jpg, the image of {stem}.png, does not exist; get the images again")
 
 
-def convert_instances(path: Path, labels: list[dict[str, Any]], image_dir: Path) -> PanopticImage:
+def convert_instances(path: Path, labels: list[VistasLabel], image_dir: Path) -> PanopticImage:
     """Convert a 16-bit instance PNG, whose pixels are 256 * label + instance.
 
     Raises:
@@ -101,15 +118,15 @@ def convert_instances(path: Path, labels: list[dict[str, Any]], image_dir: Path)
                 f"{path} holds class {index}, but the config lists {len(labels)} labels; versions are mixed, get the "
                 "release again"
             )
-        if labels[index]["evaluate"]:
+        if labels[index].evaluate:
             # Stuff is one segment, whatever its instance numbers. Adding 1 keeps the id from being 0.
-            new_ids[value] = (value if labels[index]["instances"] else index * 256) + 1
+            new_ids[value] = (value if labels[index].instances else index * 256) + 1
             segments[new_ids[value]] = {"id": new_ids[value], "category_id": index + 1, "iscrowd": 0}
     image = find_image(image_dir, path.stem)
     return PanopticImage(image, f"{path.stem}.png", replace_ids(values, new_ids), list(segments.values()))
 
 
-def map_categories(own: list[dict[str, Any]], labels: list[dict[str, Any]], source: str) -> dict[int, int]:
+def map_categories(own: list[CocoCategory], labels: list[VistasLabel], source: str) -> dict[int, int]:
     """Map the category ids of a panoptic json of a release to the positions of the labels in its config.
 
     Args:
@@ -120,12 +137,12 @@ def map_categories(own: list[dict[str, Any]], labels: list[dict[str, Any]], sour
     Raises:
         UserError: The config does not have a category.
     """
-    positions = {label.get("readable", label["name"]): k for k, label in enumerate(labels)}
-    positions |= {label["name"]: k for k, label in enumerate(labels)}
-    strange = [c["name"] for c in own if c["name"] not in positions]
+    positions = {label.readable: k for k, label in enumerate(labels)}
+    positions |= {label.name: k for k, label in enumerate(labels)}
+    strange = [c.name for c in own if c.name not in positions]
     if strange:
         raise UserError(f"{source} has a category {strange[0]!r} that the config lacks; versions are mixed")
-    return {c["id"]: positions[c["name"]] for c in own}
+    return {c.id: positions[c.name] for c in own}
 
 
 def convert_panoptic(
@@ -133,10 +150,10 @@ def convert_panoptic(
     indices: dict[int, int],
     png_dir: Path,
     instance_dir: Path,
-    labels: list[dict[str, Any]],
+    labels: list[VistasLabel],
     image_dir: Path,
 ) -> PanopticImage:
-    """Convert an annotation of the panoptic json of a release, and check it against the instance PNG.
+    """Convert an annotation of the panoptic json of a release (as a dict), and check it against the instance PNG.
 
     Raises:
         UserError: Files are missing or wrong, or most pixels of a segment have another class in the instance PNG.
@@ -148,17 +165,19 @@ def convert_panoptic(
     classes = count_pairs(ids, values >> 8)
     segments = []
     for segment in annotation["segments_info"]:
+        if segment["category_id"] not in indices:
+            raise UserError(f"{png} has a segment of category {segment['category_id']}, which its json does not list")
         index = indices[segment["category_id"]]
-        if not labels[index]["evaluate"]:
+        if not labels[index].evaluate:
             continue
         found = classes.get(segment["id"])
         if found is not None and 2 * found[index : index + 1].sum() < found.sum():
-            other = labels[int(found.argmax())]["name"] if found.argmax() < len(labels) else "no class of the config"
+            other = labels[int(found.argmax())].name if found.argmax() < len(labels) else "no class of the config"
             raise UserError(
-                f"{png}: segment {segment['id']} is {labels[index]['name']}, but {instance_png} has {other} there; get "
+                f"{png}: segment {segment['id']} is {labels[index].name}, but {instance_png} has {other} there; get "
                 "the release again"
             )
-        segments.append({"id": segment["id"], "category_id": index + 1, "iscrowd": int(segment.get("iscrowd", 0))})
+        segments.append({"id": segment["id"], "category_id": index + 1, "iscrowd": int(segment["iscrowd"])})
     ids = replace_ids(ids, {segment["id"]: segment["id"] for segment in segments})
     return PanopticImage(find_image(image_dir, instance_png.stem), annotation["file_name"], ids, segments)
 
@@ -173,21 +192,18 @@ def _find_panoptic_json(folder: Path) -> Path | None:
 
 
 def _read_panoptic_json(
-    path: Path, labels: list[dict[str, Any]], files: list[Path]
+    path: Path, labels: list[VistasLabel], files: list[Path]
 ) -> tuple[list[dict[str, Any]], dict[int, int]]:
     """Return the annotations of the panoptic json of a release, and the result of ``map_categories``.
 
     Raises:
         UserError: The json is malformed, or images of ``files`` (the instance PNGs) are missing.
     """
-    content = read_json(path, "Vistas panoptic json")
-    if not isinstance(content, dict) or not {"annotations", "categories"} <= set(content):
-        raise UserError(f"{path} has no annotations and categories; get the release again")
-    lacking = sorted({f.name for f in files} - {a["file_name"] for a in content["annotations"]})
+    content = read_json_as(path, "Vistas panoptic json", GroundTruthJson)
+    lacking = sorted({f.name for f in files} - {a.file_name for a in content.annotations})
     if lacking:
         raise UserError(f"{path} does not list {lacking[0]} ({len(lacking)} in all); get the release again")
-    indices = map_categories(content["categories"], labels, str(path))
-    return content["annotations"], indices
+    return msgspec.to_builtins(content.annotations), map_categories(content.categories, labels, str(path))
 
 
 def prepare_vistas(root: str | Path, **options: Unpack[WriterOptions]) -> list[Path]:

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import UserError
+from ...io import summarize_failures
 from ...locks import lock_output
 from ...parallel import map_parallel
 from ...structures.id_maps import instance_annotations, measure_segments
@@ -113,7 +114,7 @@ def write_panoptic_dataset(
             whose size and modification time are the same count as the same.
 
     Raises:
-        UserError: Some items failed (the message names all of them), a process was killed, or the data set would be
+        UserError: Some items failed (the message names the first), a process was killed, or the data set would be
             written into a folder that is read, or over files of others.
     """
     if len(set(keys)) != len(keys):
@@ -179,7 +180,9 @@ def _convert_all(
         reasons = "".join(f", {len(v)} made again because {reason} ({v[0]}, ...)" for reason, v in remade.items())
         print(f"{description}: {kept} of {len(keys)} images were already done{reasons}")
     if failures:
-        listed = "; ".join(failures[number] for number in sorted(failures))
+        listed = summarize_failures(
+            [failures[number] for number in sorted(failures)], conversion.outputs.parts / "failures.txt"
+        )
         raise UserError(
             f"{len(failures)} of {len(keys)} images of {panoptic_json} failed (mend their files and run this again, "
             f"the others are done): {listed}"

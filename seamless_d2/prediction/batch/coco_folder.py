@@ -1,12 +1,12 @@
 """The COCO json files of a whole folder of predictions, joined from those of its images."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...io import write_json
+from ...io import read_json, write_json
+from ...structures.coco_json import ImageList, read_json_as
 
 
 def read_image_ids(gt_json: str | Path) -> dict[str, int | str]:
@@ -15,13 +15,8 @@ def read_image_ids(gt_json: str | Path) -> dict[str, int | str]:
     Raises:
         UserError: The file is missing, or is no COCO json.
     """
-    try:
-        images = json.loads(Path(gt_json).read_text(encoding="utf-8"))["images"]
-        return {Path(i["file_name"]).with_suffix("").as_posix(): i["id"] for i in images}
-    except FileNotFoundError:
-        raise UserError(f"{gt_json} does not exist; check the path") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{gt_json} is no COCO json with images ({error!r}); give the data set's json") from None
+    images = read_json_as(gt_json, "json of --image-ids", ImageList).images
+    return {Path(image.file_name).with_suffix("").as_posix(): image.id for image in images}
 
 
 def number_images(names: Sequence[str], image_ids: dict[str, int | str] | None = None) -> dict[str, int | str]:
@@ -73,7 +68,7 @@ def assemble_coco(
     panoptic: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     instances: list[dict[str, Any]] = []
     for name, path in finished.items():
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "prediction")
         number = numbers[name]
         panoptic["images"] += [{**i, "id": number} for i in content["images"]]
         panoptic["annotations"] += [{**a, "image_id": number} for a in content["annotations"]]

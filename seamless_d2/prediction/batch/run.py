@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ...errors import UserError
-from ...io import remove_temporaries, write_json
+from ...io import remove_temporaries, summarize_failures, write_json
 from ...locks import lock_output
 from ...parallel import map_parallel
 from ..formats import FORMATS, check_formats, list_files, write_formats
@@ -50,7 +50,7 @@ class Summary:
         skipped = f", {self.skipped} inputs were finished before" if self.skipped else ""
         print(f"{len(self.written)} files in {output}{skipped}")
         if self.failures:
-            sentences = "\n  ".join(self.failures)
+            sentences = summarize_failures(self.failures, output / "failures.txt")
             raise UserError(f"{len(self.failures)} inputs failed:\n  {sentences}")
 
 

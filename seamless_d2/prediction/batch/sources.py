@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...errors import UserError
+from ...io import read_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -85,10 +86,7 @@ def _kind(path: Path) -> str:
 
 
 def _read_list(path: Path) -> list[tuple[Path, PurePosixPath, str]]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(f"list {path} is not UTF-8 text; give a text file with one path a line") from None
+    lines = [line.strip() for line in read_text(path, "list").splitlines()]
     paths = [Path(line) for line in lines if line and not line.startswith("#")]
     if not paths:
         raise UserError(f"list {path} names no file; write one path a line")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import UserError
 from ...io import make_temporary
+from ...limits import check_pixels
 from ..result import PanopticResult, Segment
 
 _DEFAULT_FPS = 25.0
@@ -26,13 +27,15 @@ class Frames:
             max_frames: The number of frames after which to stop; default all.
 
         Raises:
-            UserError: The file or camera cannot be opened.
+            UserError: The file or camera cannot be opened, or its frames have more than ``MAX_PIXELS``.
         """
         self.name = f"camera {source}" if isinstance(source, int) else f"video {source}"
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             remedy = "connect it or give another number" if isinstance(source, int) else "replace or remove the file"
             raise UserError(f"{self.name} cannot be opened; {remedy}")
+        sides = (self._capture.get(side) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        check_pixels(*map(int, sides), f"a frame of {self.name}")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 0 < fps < 1000 else _DEFAULT_FPS
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))

@@ -152,12 +152,15 @@ def test_changed_annotations_are_converted_again(tmp_path) -> None:
         ({"annotations": []}, "has no annotations"),
         ({"annotations": [region(CAR, [box(0, 0, 3, 3)], image=8)]}, "image id 8"),
         ({"annotations": [region(77, [box(0, 0, 3, 3)])]}, "category 77"),
-        ({"annotations": [{"image_id": 1, "category_id": CAR, "bbox": [0, 0, 3, 3]}]}, "has boxes but no segmentation"),
-        ({"annotations": [{"image_id": 1}]}, "has no category_id"),
-        ({"annotations": [region(CAR, "polygon")]}, "a.jpg: a segmentation is neither"),
+        (
+            {"annotations": [{"image_id": 1, "category_id": CAR, "bbox": [0, 0, 3, 3]}]},
+            "has no annotations with a segmentation",
+        ),
+        ({"annotations": [{"image_id": 1}]}, r"field category_id at annotations\[0\] \(image_id 1\)"),
+        ({"annotations": [region(CAR, "polygon")]}, r"got str at annotations\[0\].segmentation \(image_id 1\)"),
         ({"annotations": [region(CAR, {"size": [HEIGHT, WIDTH], "counts": [0, 9999]})]}, "do not add up"),
         ({"annotations": [region(CAR, {"size": [2, 2], "counts": [0, 4]})]}, "2 x 2 pixels, its image 60 x 40"),
-        ({"images": [{"id": 1, "file_name": "x.jpg", "height": 4, "width": 4}]}, "1 images .*: x.jpg"),
+        ({"images": [{"id": 1, "file_name": "x.jpg", "height": 4, "width": 4}]}, "1 images .*:\n  x.jpg"),
         (
             {
                 "images": [

@@ -81,7 +81,7 @@ def check(path: Path, images: Path) -> dict:
     assert report.problems == []
     assert {c: (n, report.pixels[c]) for c, n in report.segments.items()} == EXPECTED
     assert report.pixels[None] == 8 * 60 + 3 * 60
-    assert [(c["id"], c["name"], c["isthing"]) for c in categories] == [
+    assert [(c.id, c.name, c.isthing) for c in categories] == [
         (1, "animal--bird", 1),
         (2, "construction--road", 0),
         (4, "object--car", 1),
@@ -133,7 +133,7 @@ def test_own_panoptic_files_that_contradict(tmp_path) -> None:
     swapped[0]["segments_info"][1]["category_id"] = 50
     expect("66001 is animal--bird, but .*x.png has object--car there", annotations=swapped)
     expect("does not list x.png", annotations=[])
-    expect("'tree' that the config lacks", categories=[{"id": 50, "name": "tree"}])
+    expect("'tree' that the config lacks", categories=[{"id": 50, "name": "tree", "isthing": 0}])
     ids = read_id_map(annotations / "panoptic" / "x.png")
     Image.fromarray(ids_to_rgb(ids[1:])).save(annotations / "panoptic" / "x.png")
     expect("different sizes")
@@ -146,7 +146,7 @@ def test_mistakes_are_named(tmp_path) -> None:
     with pytest.raises(UserError, match="x.png holds class 3, but the config lists 3"):
         prepare_vistas(tmp_path, workers=1)
     write_release(tmp_path, "v1.2", "", "config.json", [{"name": "a"}])
-    with pytest.raises(UserError, match=r"config\.json lists no labels with"):
+    with pytest.raises(UserError, match=r"config\.json is malformed: .* field instances at labels\[0\]"):
         prepare_vistas(tmp_path, workers=1)
     write_release(tmp_path, "v1.2", "", "config.json")
     (tmp_path / "training" / "images" / "x.jpg").unlink()

@@ -114,7 +114,7 @@ def test_a_killed_worker_is_one_sentence(tmp_path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_failures_are_named_and_the_others_kept(tmp_path, workers: int) -> None:
-    with pytest.raises(UserError, match="2 of 5 images .* 10: 10 is broken; 50: 50 is broken"):
+    with pytest.raises(UserError, match="2 of 5 images .* 10: 10 is broken\n  50: 50 is broken"):
         write(tmp_path, NAMES, workers, bad="50 10")
     assert sorted(write.converted) == sorted(NAMES)
     assert not (tmp_path / "panoptic.json").exists()
