@@ -47,7 +47,11 @@ def parse_args() -> argparse.Namespace:
     commands.choices["seamseg"].add_argument("--link", action="store_true", help="link images instead of copying them")
     command = commands.add_parser("polygons")
     command.add_argument("json", type=Path, help="COCO detection json")
-    command.add_argument("--things", required=True, help="countable classes, separated by commas; the rest is stuff")
+    classes = command.add_mutually_exclusive_group(required=True)
+    classes.add_argument("--things", default="", help="countable classes, separated by commas; the rest is stuff")
+    classes.add_argument(
+        "--classes", type=Path, help="file with a line 'NUMBER NAME thing|stuff' per class, which several splits share"
+    )
     command.add_argument("--images", type=Path, required=True, help="folder of the images")
     command.add_argument("--output", type=Path, required=True, help="panoptic json to write")
     add_writer_options(command)
@@ -112,7 +116,7 @@ def main() -> None:
         written = prepare_vistas(args.root, **options)
     elif args.command == "polygons":
         things = [name.strip() for name in args.things.split(",") if name.strip()]
-        written = [prepare_polygons(args.json, things, args.output, args.images, **options)]
+        written = [prepare_polygons(args.json, things, args.output, args.images, class_list=args.classes, **options)]
     elif args.sources:
         write_seamseg(args.root, {split: (images, pngs, file) for split, images, pngs, file in args.sources}, args.link)
         print(f"wrote {args.root}")

@@ -94,6 +94,7 @@ class CocoClass(Struct):
     id: CategoryId
     name: Name
     color: Color | str | None = None
+    supercategory: Any = None
 
 
 class ImageList(Struct):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,11 +127,11 @@ class Outputs:
         parts: Mapping[str, dict[str, Any]],
         jsons: Sequence[Path],
         categories: list[dict[str, Any]],
-    ) -> set[str]:
+    ) -> tuple[set[str], Counter[str]]:
         """Write the jsons from the parts, then the record, unless they are what a finished run has written.
 
         Returns:
-            The file names of the images.
+            The file names of the images, and the sums of what was left out.
 
         Raises:
             UserError: Two images have one PNG or one id.
@@ -148,7 +149,10 @@ class Outputs:
             written = [record_state(path, self.folder) for path in jsons]
             write_json(self.record, {"fingerprint": state, "files": sorted(files), "jsons": written, "parts": parts})
         shutil.rmtree(self.parts)
-        return {part["image"]["file_name"] for part in parts.values()}
+        left_out: Counter[str] = Counter()
+        for part in parts.values():
+            left_out.update(part["left_out"])
+        return {part["image"]["file_name"] for part in parts.values()}, +left_out  # without zeros
 
 
 def _assemble(

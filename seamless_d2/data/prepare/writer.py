@@ -40,6 +40,7 @@ class PanopticImage:
         segments: Dicts with id, category_id (of the data set) and iscrowd. The writer adds area and bbox, and leaves
             out segments without a pixel.
         image: Further keys of the image entry in the json.
+        left_out: What is not in the map, with its number, for a sentence at the end: {"regions outside": 2}.
     """
 
     file_name: str
@@ -47,6 +48,7 @@ class PanopticImage:
     ids: np.ndarray
     segments: list[dict[str, Any]]
     image: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 class WriterOptions(TypedDict, total=False):
@@ -133,7 +135,9 @@ def write_panoptic_dataset(
         thing_ids = frozenset(c["id"] for c in categories if c["isthing"])
         conversion = _Conversion(convert, thing_ids, outputs, overwrite, check_content)
         _convert_all(conversion, items, keys, inputs, parts, workers, description)
-        images = outputs.finish(keys, parts, jsons, categories)
+        images, left_out = outputs.finish(keys, parts, jsons, categories)
+    if left_out:
+        print(f"{description}: left out " + ", ".join(f"{number} {what}" for what, number in left_out.items()))
     if image_dir is not None:
         print_unlabelled(image_dir, images)
 
@@ -254,6 +258,7 @@ class _Conversion:
             "png": record_state(png, folder),
             "image": {**converted.image, "file_name": converted.file_name, "height": height, "width": width},
             "file_name": converted.png_name,
+            "left_out": converted.left_out,
             "segments_info": segments,
             "instances": instance_annotations(ids, segments, self.thing_ids),
         }

@@ -65,16 +65,22 @@ ANNOTATIONS = [
 ]
 
 
-def write(root: Path, **changes) -> dict:
+IMAGES = [
+    {"id": 1, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH},
+    {"id": 2, "file_name": "sub/b.jpg", "height": HEIGHT, "width": WIDTH},
+]
+
+
+def write(root: Path, **changes) -> None:
     (root / "images" / "sub").mkdir(parents=True, exist_ok=True)
-    images = [
-        {"id": 1, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH},
-        {"id": 2, "file_name": "sub/b.jpg", "height": HEIGHT, "width": WIDTH},
-    ]
-    for image in images:
+    for image in IMAGES:
         Image.new("RGB", (WIDTH, HEIGHT)).save(root / "images" / image["file_name"])
+    write_export(root, **changes)
+
+
+def write_export(root: Path, **changes) -> None:
     content = {
-        "images": images,
+        "images": IMAGES,
         "annotations": ANNOTATIONS,
         "categories": [
             {"id": ROOT, "name": "objects", "supercategory": "none"},
@@ -86,7 +92,6 @@ def write(root: Path, **changes) -> dict:
         **changes,
     }
     (root / "export.json").write_text(json.dumps(content))
-    return content
 
 
 def prepare(root: Path, things: tuple[str, ...] = ("car", "person"), workers: int = 1) -> dict:
@@ -103,6 +108,7 @@ def test_what_is_painted(tmp_path) -> None:
         {"id": CAR, "name": "car", "isthing": 1},
         {"id": GRASS, "name": "grass", "isthing": 0, "color": [0, 200, 0]},
         {"id": PERSON, "name": "person", "isthing": 1},
+        {"id": UNUSED, "name": "unused", "isthing": 0},  # but not the root of the others
     ]
     expected = np.zeros((HEIGHT, WIDTH), int)
     for value, corners in (
@@ -132,7 +138,7 @@ def test_the_result_is_valid_and_trains(tmp_path) -> None:
     name = unique_name()
     register_panoptic(name, tmp_path / "images", tmp_path / "panoptic", tmp_path / "panoptic.json")
     records = DatasetCatalog.get(name)
-    mapper = SeamlessMapper(is_train=True, augmentations=[], image_format="RGB", classes=Classes.numbered(3, 2))
+    mapper = SeamlessMapper(is_train=True, augmentations=[], image_format="RGB", classes=Classes.numbered(4, 2))
     assert [len(mapper(record)["instances"]) for record in records] == [4, 0]
     instances = json.loads((tmp_path / "panoptic_instances.json").read_text())
     assert len(instances["annotations"]) == 5
@@ -185,3 +191,61 @@ def test_arguments(tmp_path) -> None:
     for output in ("export.json", "folder"):
         with pytest.raises(UserError, match="choose another name"):
             prepare_polygons(tmp_path / "export.json", [], tmp_path / output, tmp_path / "images")
+
+
+def test_splits_of_one_export_have_the_same_classes(tmp_path) -> None:
+    write(tmp_path)
+    everything = prepare(tmp_path)["categories"]
+    write(tmp_path, annotations=ANNOTATIONS[1:2])
+    assert prepare(tmp_path)["categories"] == everything
+
+
+def test_a_list_of_classes(tmp_path) -> None:
+    write(tmp_path)
+    (tmp_path / "classes.txt").write_text("8 person thing\n5 grass stuff\n2 car thing\n3 traffic light thing\n")
+    paths = tmp_path / "export.json", (), tmp_path / "panoptic.json", tmp_path / "images"
+    content = json.loads(prepare_polygons(*paths, class_list=tmp_path / "classes.txt", workers=1).read_text())
+    assert [(c["id"], c["name"], c["isthing"]) for c in content["categories"]] == [
+        (8, "person", 1),
+        (5, "grass", 0),
+        (2, "car", 1),
+        (3, "traffic light", 1),
+    ]
+    assert {s["category_id"] for s in content["annotations"][0]["segments_info"]} == {2, 5, 8}
+    (tmp_path / "classes.txt").write_text("8 person thing\n5 grass stuff\n")
+    with pytest.raises(UserError, match="export.json has regions of 'car', which .*classes.txt does not list"):
+        prepare_polygons(*paths, class_list=tmp_path / "classes.txt", workers=1)
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys: pytest.CaptureFixture) -> None:
+    hidden = [region(CAR, [box(2, 2, 8, 8)]), region(PERSON, [box(2, 2, 8, 8)])]
+    write(tmp_path, annotations=[*ANNOTATIONS, *hidden])
+    prepare(tmp_path)
+    assert (
+        "panoptic: left out 2 regions without polygons or runs, 3 regions without a pixel in their image, "
+        "2 things hidden by smaller regions, 1 images without a region, which are void\n"
+    ) in capsys.readouterr().out
+
+
+def test_paths_of_label_studio(tmp_path) -> None:
+    images = [
+        {"id": 1, "file_name": r"..\..\data\upload\a.jpg", "height": HEIGHT, "width": WIDTH},
+        {"id": 2, "file_name": r"C:\data\sub\b.jpg", "height": HEIGHT, "width": WIDTH},
+    ]
+    write(tmp_path)
+    write_export(tmp_path, images=images)
+    content = prepare(tmp_path)
+    assert [image["file_name"] for image in content["images"]] == ["a.jpg", "sub/b.jpg"]
+
+
+def test_an_image_of_another_size(tmp_path) -> None:
+    write(tmp_path)
+    Image.new("RGB", (WIDTH, HEIGHT + 1)).save(tmp_path / "images" / "a.jpg")
+    with pytest.raises(UserError, match=r"a.jpg is 60 x 41 pixels, but the json says 60 x 40"):
+        prepare(tmp_path)
+    # As stored, or as EXIF says that it is to be rotated.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for size in ((WIDTH, HEIGHT), (HEIGHT, WIDTH)):
+        Image.new("RGB", size).save(tmp_path / "images" / "a.jpg", exif=exif)
+        prepare(tmp_path)
