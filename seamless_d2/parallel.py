@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import cv2
@@ -16,6 +17,7 @@ from .errors import UserError, exit_on_signal
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_HELD = (signal.SIGINT, signal.SIGTERM)
 
 
 def available_cpus() -> int:
@@ -55,7 +57,8 @@ def map_parallel(
     others = set(multiprocessing.active_children())
     finished = False
     try:
-        futures = {pool.submit(_work_interruptibly, work, item): number for number, item in enumerate(items)}
+        with hold_signals():
+            futures = {pool.submit(_work_interruptibly, work, item): number for number, item in enumerate(items)}
         for future in as_completed(futures):
             yield futures.pop(future), future.result()
         finished = True
@@ -68,10 +71,28 @@ def map_parallel(
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of a block that starts processes, which inherit that.
+
+    An exception that a signal raises inside of ``os.fork`` would be printed and forgotten.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
     """Prepare a worker: it leaves Ctrl-C to its parent, which gets it too, and ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, exit_on_signal)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     # A worker whose parent was killed would wait for work for ever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(0)  # the CPUs are shared out among the processes already

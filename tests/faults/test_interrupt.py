@@ -110,3 +110,23 @@ def test_interrupted_prediction_in_two_processes(
     interrupt([script, *model_files, images, output], number, code, lambda: len(list(output.glob("*_ids.png"))) >= 4)
     assert len(list(output.glob("*_ids.png"))) < 400
     assert not list(output.rglob("*.tmp*"))
+
+
+FORK = """
+import os, signal, sys, time
+from seamless_d2.parallel import map_parallel
+
+# As if the user pressed Ctrl-C in the very moment of a fork, where Python forgets exceptions.
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+try:
+    for _ in map_parallel(time.sleep, [0.2] * 20, 2, "killed"):
+        pass
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_an_interruption_in_a_fork_is_not_forgotten() -> None:
+    process = start_command([sys.executable, "-c", FORK], stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and b"ignored" not in errors, errors

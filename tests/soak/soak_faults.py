@@ -158,7 +158,8 @@ def interrupted_preparation(folder: Path, draw: Draw) -> None:
         time.sleep(0.01)
     time.sleep(draw.random() * 0.2)
     process.send_signal(draw.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
-    assert b"Traceback" not in process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=60)[1].decode()
+    assert "Traceback" not in errors, errors
     files = [path for path in (folder / "out").rglob("*") if path.is_file() and path.suffix == ".png"]
     if files:
         damage(draw.choice(files), draw)
