@@ -16,9 +16,6 @@ from seamless_d2.io import ids_to_rgb, read_id_map
 from seamless_d2.prediction.batch.run import predict_files
 from seamless_d2.structures.id_maps import replace_ids
 
-from ..engine.conftest import arguments
-
-__all__ = ["arguments"]
 pytestmark = pytest.mark.slow
 
 
