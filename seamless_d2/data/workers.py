@@ -18,6 +18,7 @@ from torch import multiprocessing
 from torch.multiprocessing import Process
 
 from ..errors import UserError
+from ..parallel import hold_signals
 from .seeding import Sample, SeededDataset
 
 # The number of batches that a worker has to load at any time.
@@ -50,7 +51,8 @@ class BatchWorkers:
             ours, theirs = multiprocessing.Pipe()
             inherited = [ours, *(connection for _, connection in self._workers)]
             worker = multiprocessing.Process(target=_work, args=(theirs, inherited, dataset, number), daemon=True)
-            worker.start()
+            with hold_signals():
+                worker.start()
             theirs.close()  # so that the connection ends with the worker
             self._workers.append((worker, ours))
         self.close = Finalize(self, _end, (self._workers,), exitpriority=0)
