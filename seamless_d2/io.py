@@ -176,6 +176,24 @@ def read_id_map(path: str | Path) -> np.ndarray:
     return rgb_to_ids(read_id_image(path))
 
 
+def check_output_file(path: str | Path, *inputs: str | Path | None, may_exist: bool = False) -> None:
+    """Check a file that a user has named for a result, before the work for it begins.
+
+    Args:
+        path: The file.
+        *inputs: The files that are read.
+        may_exist: Whether an older result may be replaced.
+
+    Raises:
+        UserError: The file is one of the inputs, a folder, or exists already.
+    """
+    path = Path(path)
+    if any(i is not None and path.resolve() == Path(i).resolve() for i in inputs):
+        raise UserError(f"the output {path} is a file that is read; choose another name")
+    if path.is_dir() or (path.exists() and not may_exist):
+        raise UserError(f"the output {path} exists already; choose another name, or move it away")
+
+
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp(\.\w+)?")
 
 

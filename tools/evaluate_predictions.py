@@ -16,7 +16,7 @@ from seamless_d2.errors import run_tool
 from seamless_d2.evaluation.from_files import evaluate_files, report_files
 from seamless_d2.evaluation.panoptic_quality import RULES
 from seamless_d2.evaluation.tables import format_averages, format_classes
-from seamless_d2.io import write_json
+from seamless_d2.io import check_output_file, write_json
 
 
 def main() -> None:
@@ -36,6 +36,8 @@ def main() -> None:
     if args.images and not args.output:
         parser.error("--images are shown in the report; add --output FOLDER")
     files = (args.prediction, args.ground_truth, args.pred_dir, args.truth_dir)
+    if args.json:
+        check_output_file(args.json, args.prediction, args.ground_truth, may_exist=True)
     if args.output:
         result, categories, tables = report_files(
             *files, output_dir=args.output, image_dir=args.images, rules=args.rules, workers=args.workers

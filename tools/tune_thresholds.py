@@ -19,7 +19,7 @@ from seamless_d2.checkpoint import load_weights
 from seamless_d2.engine.setup import load_and_check
 from seamless_d2.errors import run_tool
 from seamless_d2.evaluation.tune import KEYS, make_grid, tune_thresholds
-from seamless_d2.io import atomic_write
+from seamless_d2.io import atomic_write, check_output_file
 
 SCORES = [round(s, 2) for s in np.arange(0.1, 0.96, 0.05).tolist()]
 OVERLAPS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
@@ -39,6 +39,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.max_images is not None and args.max_images < 1:
         parser.error("--max-images must be at least 1")
+    if args.output:
+        check_output_file(args.output, args.config_file, args.weights, may_exist=True)
     # load_and_check needs this argument of tools/train_net.py.
     args.eval_only = True
     args.opts = [*args.opts, *(["MODEL.WEIGHTS", args.weights] if args.weights else [])]

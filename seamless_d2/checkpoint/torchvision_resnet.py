@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UserError
+from ..io import check_output_file
 from ..modeling.backbone import BLOCKS
 from .checkpointer import write_checkpoint
 from .tensor_files import load_file
@@ -58,6 +59,7 @@ def convert_torchvision(source: str, output: str | Path, depth: int | None = Non
     Raises:
         UserError: There is no such name or file, the download fails, the depth is another one, or tensors are missing.
     """
+    check_output_file(output, source)
     if re.fullmatch(r"resnet\d+", source):
         if int(source.removeprefix("resnet")) not in BLOCKS:
             raise UserError(f"torchvision has no {source}; use resnet18, 34, 50, 101 or 152")

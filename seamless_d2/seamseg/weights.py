@@ -15,7 +15,7 @@ from ..checkpoint.checkpointer import write_checkpoint
 from ..checkpoint.tensor_files import load_file
 from ..config import add_seamless_config, config_file, load_config
 from ..errors import UserError
-from ..io import atomic_write, read_bytes, read_text
+from ..io import atomic_write, check_output_file, read_bytes, read_text
 from ..limits import check_expansion
 from ..structures.classes import Classes
 from .dataset import read_metadata
@@ -219,11 +219,13 @@ def convert(
     """Convert an original model to ``output`` (.pth) and the yaml beside it; returns the notes.
 
     Raises:
-        UserError: ``read_snapshot`` or ``convert_snapshot`` raises it; nothing is written then.
+        UserError: ``read_snapshot``, ``convert_snapshot`` or ``check_output_file`` raises it; nothing is written then.
     """
     output = Path(output)
     if output.suffix != ".pth":
         raise UserError(f"output {output} must end in .pth")
+    for file in (output, output.with_suffix(".yaml")):
+        check_output_file(file, path, config, metadata)
     state, cfg, notes = convert_snapshot(read_snapshot(path, config, metadata))
     cfg.MODEL.WEIGHTS = str(output)
     text = f"# Converted from {Path(path).name} of seamseg.\n" + dump_difference(cfg)
@@ -237,8 +239,9 @@ def convert_config(path: str | Path, output: str | Path, metadata: str | Path | 
     """Convert an ini file to a complete yaml; returns the notes on settings without counterpart.
 
     Raises:
-        UserError: A file cannot be read, or the settings are not those of seamseg.
+        UserError: A file cannot be read, the settings are not those of seamseg, or ``output`` exists.
     """
+    check_output_file(output, path, metadata)
     converted = convert_ini(read_text(path, "config"), str(path))
     classes = None
     if metadata is not None:
@@ -268,6 +271,7 @@ def export(checkpoint: str | Path, output: str | Path, config: str | Path | None
     config = Path(config) if config else Path(checkpoint).with_suffix(".yaml")
     if not config.is_file():
         raise UserError(f"config {config} of the model does not exist; give it with --yaml")
+    check_output_file(output, checkpoint, config, ini)
     cfg = load_config(config)
     state = load_file(checkpoint)
     state = state.get("model", state)

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seamless_d2.checkpoint.torchvision_resnet import convert_torchvision
 from seamless_d2.data.prepare.polygons import prepare_polygons
 from seamless_d2.data.prepare.writer import PanopticImage, write_panoptic_dataset
 from seamless_d2.errors import UserError
+from seamless_d2.io import check_output_file
 from seamless_d2.prediction.batch.run import predict_files
 from seamless_d2.seamseg.dataset_to_coco import write_seamseg
+from seamless_d2.seamseg.weights import convert as convert_weights
+from seamless_d2.seamseg.weights import convert_config
 
 from ..helpers.images import make_image
 
@@ -157,3 +161,21 @@ def test_predictions_do_not_replace_files_of_others(tmp_path: Path, predictor) -
     mine.unlink()
     for overwrite in (False, True):
         predict_files(predictor, [tmp_path / "in"], tmp_path / "out", overwrite=overwrite)
+
+
+def test_named_outputs_are_new_and_no_inputs(tmp_path: Path) -> None:
+    file = tmp_path / "model.yaml"
+    file.write_text("mine")
+    with pytest.raises(UserError, match="model.yaml exists already; choose another name, or move it away"):
+        check_output_file(file)
+    with pytest.raises(UserError, match="model.yaml is a file that is read; choose another name"):
+        check_output_file(tmp_path / "x" / ".." / "model.yaml", None, file, may_exist=True)
+    with pytest.raises(UserError, match="exists already"):
+        check_output_file(tmp_path, may_exist=True)
+    check_output_file(file, may_exist=True)
+    for convert in (convert_weights, convert_config):
+        with pytest.raises(UserError, match="model.yaml exists already"):
+            convert(tmp_path / "missing", file.with_suffix(".pth") if convert is convert_weights else file)
+    with pytest.raises(UserError, match="exists already"):
+        convert_torchvision("resnet18", file)
+    assert file.read_text() == "mine"
