@@ -28,7 +28,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     Args:
         main: A function at the top level of a module, so that other processes can import it.
         args: The arguments of ``detectron2.engine.default_argument_parser``; num_gpus, num_machines, machine_rank and
-            dist_url are used.
+            dist_url are used. On one machine, the default dist_url stands for a free port.
 
     Returns:
         The result of ``main``, or None if it ran in other processes.
@@ -43,11 +43,14 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {gpus}")
     if args.num_gpus * args.num_machines == 1:
         return main(args)
+    # Detectron2's default is one port for all trainings of a user.
+    default = detectron2.engine.default_argument_parser().get_default("dist_url")
+    dist_url = "auto" if args.num_machines == 1 and args.dist_url == default else args.dist_url
     # A signal to this process alone would leave the others behind.
     with on_preemption(_forward_to_children):
         try:
             detectron2.engine.launch(
-                _one_process, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args), TIMEOUT
+                _one_process, args.num_gpus, args.num_machines, args.machine_rank, dist_url, (main, args), TIMEOUT
             )
         except torch.multiprocessing.ProcessExitedException as error:
             if error.exit_code == 1:  # it has printed its error already
