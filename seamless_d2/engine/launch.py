@@ -86,13 +86,18 @@ def _report_lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        broken = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-        if not isinstance(error, dist.DistBackendError) and not any(words in str(error) for words in broken):
+        if not is_lost_connection(error):
             raise
         raise UserError(
             f"another process of the training ended, see its message ({str(error).splitlines()[0][:120]}); resume "
             "with --resume"
         ) from None
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Return whether an exchange between processes has failed because another process ended."""
+    broken = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, dist.DistBackendError) or any(words in str(error) for words in broken)
 
 
 def _wait_for_main_process() -> None:
@@ -118,12 +123,13 @@ def _under_torchrun(main: Callable[[argparse.Namespace], Any], args: argparse.Na
     # After a failure torchrun starts all processes again; they resume from the last checkpoint.
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     args.resume = args.resume or restarts > 0
-    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    # torchrun's store outlives a restart: without a prefix gloo would connect to processes that have ended.
-    store = dist.PrefixStore(f"start_{restarts}", store)
-    dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-    comm.create_local_process_group(local_size)
-    comm.synchronize()
+    with on_preemption(None):  # while the processes wait for each other
+        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # torchrun's store outlives a restart: without a prefix gloo would connect to processes that have ended.
+        store = dist.PrefixStore(f"start_{restarts}", store)
+        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        comm.create_local_process_group(local_size)
+        comm.synchronize()
     try:
         with _report_lost_processes():
             return main(args)
