@@ -6,7 +6,7 @@
     python tools/train_net.py --config-file ... --resume                      # resume after an interruption
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
     python tools/train_net.py --config-file ... MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2 OUTPUT_DIR output/try
-    torchrun --nproc-per-node 8 tools/train_net.py --config-file ... --resume # the same with restarts, many machines
+    torchrun --standalone --nproc-per-node 8 tools/train_net.py --config-file ... --resume  # the same with restarts
 
 Logs, TensorBoard events, checkpoints, config.yaml, metrics.json and curves.png are written to OUTPUT_DIR. SIGTERM and
 SIGUSR1 end a training with a checkpoint; whatever else ends it, --resume continues as if nothing had happened.

@@ -28,7 +28,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     Args:
         main: A function at the top level of a module, so that other processes can import it.
         args: The arguments of ``detectron2.engine.default_argument_parser``; num_gpus, num_machines, machine_rank and
-            dist_url are used.
+            dist_url are used. On one machine, the default dist_url stands for a free port.
 
     Returns:
         The result of ``main``, or None if it ran in other processes.
@@ -45,11 +45,14 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {gpus}")
     if args.num_gpus * args.num_machines == 1:
         return main(args)
+    # Detectron2's default is one port for all trainings of a user.
+    default = detectron2.engine.default_argument_parser().get_default("dist_url")
+    dist_url = "auto" if args.num_machines == 1 and args.dist_url == default else args.dist_url
     # A signal to this process alone would leave the others behind.
     with on_preemption(_forward_to_children):
         try:
             detectron2.engine.launch(
-                _one_process, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args), TIMEOUT
+                _one_process, args.num_gpus, args.num_machines, args.machine_rank, dist_url, (main, args), TIMEOUT
             )
         except torch.multiprocessing.ProcessExitedException as error:
             if error.exit_code == 1:  # it has printed its error already
@@ -85,13 +88,18 @@ def _report_lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        broken = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-        if not isinstance(error, dist.DistBackendError) and not any(words in str(error) for words in broken):
+        if not is_lost_connection(error):
             raise
         raise UserError(
             f"another process of the training ended, see its message ({str(error).splitlines()[0][:120]}); resume "
             "with --resume"
         ) from None
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Return whether an exchange between processes has failed because another process ended."""
+    broken = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, dist.DistBackendError) or any(words in str(error) for words in broken)
 
 
 def _wait_for_main_process() -> None:
@@ -117,12 +125,13 @@ def _under_torchrun(main: Callable[[argparse.Namespace], Any], args: argparse.Na
     # After a failure torchrun starts all processes again; they resume from the last checkpoint.
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     args.resume = args.resume or restarts > 0
-    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    # torchrun's store outlives a restart: without a prefix gloo would connect to processes that have ended.
-    store = dist.PrefixStore(f"start_{restarts}", store)
-    dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-    comm.create_local_process_group(local_size)
-    comm.synchronize()
+    with on_preemption(None):  # while the processes wait for each other
+        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # torchrun's store outlives a restart: without a prefix gloo would connect to processes that have ended.
+        store = dist.PrefixStore(f"start_{restarts}", store)
+        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        comm.create_local_process_group(local_size)
+        comm.synchronize()
     try:
         with _report_lost_processes():
             return main(args)

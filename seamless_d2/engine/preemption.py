@@ -14,9 +14,10 @@ class Preempted(BaseException):
 
 
 @contextlib.contextmanager
-def on_preemption(react: Callable[[str], None]) -> Iterator[None]:
+def on_preemption(react: Callable[[str], None] | None) -> Iterator[None]:
     """Within the block, call ``react`` with the name of the signal instead of ending the process.
 
+    With None the system ends the process, at once even if it waits in compiled code, where Python handles no signal.
     The context manager does nothing outside the main thread, where Python cannot set handlers.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -26,7 +27,7 @@ def on_preemption(react: Callable[[str], None]) -> Iterator[None]:
     def handler(number: int, _: FrameType | None) -> None:
         react(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    before = {number: signal.signal(number, handler if react else signal.SIG_DFL) for number in SIGNALS}
     try:
         yield
     finally:

@@ -20,6 +20,7 @@ from ..data.mapper import SeamlessMapper
 from ..errors import UserError
 from ..evaluation import build_evaluators
 from .hooks import CheckpointHook, EvaluationHook, RestartingPreciseBN, ResumedWriter
+from .launch import is_lost_connection
 from .plots import plot_metrics
 from .prediction_images import draw_predictions
 from .preemption import Preempted, on_preemption
@@ -249,7 +250,10 @@ class SeamlessTrainer(DefaultTrainer):
                     if self.stopping:
                         raise Preempted
                 finished = True
-            except Preempted:
+            except (Preempted, RuntimeError) as error:
+                # At the same signal, another process may have left an evaluation before this one.
+                if isinstance(error, RuntimeError) and not (self._signal and is_lost_connection(error)):
+                    raise
                 finished = False
                 logger.warning(f"stopped by {self._signal or 'a signal to another process'}; resume with --resume")
                 self._last_eval_results = {}
