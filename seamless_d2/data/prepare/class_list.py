@@ -1,6 +1,6 @@
 """Lists of classes in text files, and what is said of the classes and images of a data set that was written."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ def list_images(folder: str | Path) -> list[Path]:
     return sorted(path for path in files if not path.name.startswith("."))
 
 
+def name_example(names: Sequence[str]) -> str:
+    """Return the first of some names, and dots if there are more."""
+    return names[0] + (", ..." if len(names) > 1 else "")
+
+
 def print_unlabelled(folder: Path, labelled: Collection[str]) -> None:
     """Print how many images of a folder have no labels.
 
@@ -69,4 +74,5 @@ def print_unlabelled(folder: Path, labelled: Collection[str]) -> None:
     names = [path.relative_to(folder).as_posix() for path in list_images(folder)]
     lacking = [name for name in names if name not in labelled]
     if lacking:
-        print(f"{len(lacking)} of {len(names)} images in {folder} have no labels and are left out ({lacking[0]}, ...)")
+        example = name_example(lacking)
+        print(f"{len(lacking)} of {len(names)} images in {folder} have no labels and are left out ({example})")

@@ -22,7 +22,7 @@ from ...io import summarize_failures
 from ...locks import lock_output
 from ...parallel import map_parallel
 from ...structures.id_maps import instance_annotations, measure_segments
-from .class_list import print_unlabelled
+from .class_list import name_example, print_unlabelled
 from .file_state import FileState, fingerprint, is_unchanged, record_state
 from .outputs import Outputs, first_repeated
 
@@ -181,7 +181,7 @@ def _convert_all(
                 remade[reason].append(keys[number])
             bar.update()
     if kept or remade:
-        reasons = "".join(f", {len(v)} made again because {reason} ({v[0]}, ...)" for reason, v in remade.items())
+        reasons = "".join(f", {len(v)} made again because {r} ({name_example(v)})" for r, v in remade.items())
         print(f"{description}: {kept} of {len(keys)} images were already done{reasons}")
     if failures:
         listed = summarize_failures(
