@@ -91,7 +91,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     with open_image(path) as image:
         image.load()
         turned = image
-        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:  # exif_transpose copies in any case
+        if _orientation(image) != 1:  # exif_transpose copies in any case
             turned = ImageOps.exif_transpose(image)
             if size is not None and turned.size != size[::-1] and image.size == size[::-1]:
                 turned = image
@@ -112,8 +112,23 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
     """
     with open_image(path) as image:
         width, height = image.size
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+        turned = _orientation(image) >= 5
     return (width, height) if turned else (height, width)
+
+
+def read_orientation(path: str | Path) -> int:
+    """Return the EXIF orientation of an image, 1 (as stored) to 8, of which 5 to 8 exchange the sides.
+
+    Raises:
+        UserError: ``open_image`` raises it.
+    """
+    with open_image(path) as image:
+        return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Drawings of panoptic maps."""
 
 import colorsys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,6 +12,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .structures.classes import Classes, Color
 from .structures.id_maps import SegmentInfo, label_boxes
+
+
+class Stripes(NamedTuple):
+    """A hatching: its RGB color, and its direction, 1 for "/" and -1 for "\\"."""
+
+    color: Color
+    direction: int
+
+
+#: The text of an entry of a legend, its color, and its hatching or None.
+LegendEntry = tuple[str, Color, Stripes | None]
 
 
 @lru_cache(maxsize=8)
@@ -177,3 +189,35 @@ def contact_sheet(images: list[np.ndarray], columns: int = 2, gap: int = 8) -> n
             canvas[: p.shape[0], i * (width + gap) : i * (width + gap) + width] = p
         rows.append(canvas)
     return np.concatenate(rows)[:-gap, :-gap]
+
+
+def draw_stripes(image: np.ndarray, mask: np.ndarray, stripes: Stripes) -> None:
+    """Hatch the pixels of an (H, W) bool mask in an (H, W, 3) uint8 RGB image in place."""
+    height, width = image.shape[:2]
+    period = max(4, min(height, width) // 40)
+    y, x = np.ogrid[:height, :width]
+    image[mask & ((x + stripes.direction * y) % period < max(1, period // 4))] = stripes.color
+
+
+def add_legend(image: np.ndarray, entries: Sequence[LegendEntry]) -> np.ndarray:
+    """Return an (H, W, 3) uint8 RGB image with rows of colored squares and their texts below it, on white."""
+    size = max(12, image.shape[1] // 60)
+    pad, line = size // 2, 2 * size
+    font = _font(size)
+    places, x, y = [], pad, pad
+    for text, _, _ in entries:
+        width = size + pad + round(font.getlength(text)) + 2 * pad
+        if x > pad and x + width > image.shape[1]:
+            x, y = pad, y + line
+        places.append((x, y))
+        x += width
+    strip = np.full((y - pad + line, image.shape[1], 3), 255, np.uint8)
+    for (_, color, stripes), (x, y) in zip(entries, places, strict=True):
+        square = strip[y : y + size, x : x + size]
+        square[:] = color
+        if stripes is not None:
+            draw_stripes(square, np.ones(square.shape[:2], bool), stripes)
+    canvas = Image.fromarray(strip)
+    for (text, _, _), (x, y) in zip(entries, places, strict=True):
+        ImageDraw.Draw(canvas).text((x + size + pad, y + size / 2), text, (20, 20, 20), font, "lm")
+    return np.concatenate([image, np.asarray(canvas)])

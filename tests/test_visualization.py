@@ -3,7 +3,7 @@
 import numpy as np
 
 from seamless_d2.structures.classes import Classes
-from seamless_d2.visualization import contact_sheet, draw_overlay, segment_color
+from seamless_d2.visualization import Stripes, add_legend, contact_sheet, draw_overlay, draw_stripes, segment_color
 
 CLASSES = Classes(["road", "car"], [(128, 64, 128), (0, 0, 142)], [1, 2], 1)
 ROAD = {"id": 1, "isthing": False, "category_id": 0, "area": 100}
@@ -55,3 +55,16 @@ def test_contact_sheet() -> None:
 def test_narrow_images_are_not_enlarged_without_bounds() -> None:
     image = np.zeros((2, 3000, 3), np.uint8)
     assert draw_overlay(image, np.zeros((2, 3000), np.int32), [], CLASSES).shape == image.shape
+
+
+def test_stripes_and_legends() -> None:
+    image = np.zeros((40, 60, 3), np.uint8)
+    mask = np.zeros((40, 60), bool)
+    mask[:20] = True
+    draw_stripes(image, mask, Stripes((0, 255, 0), 1))
+    assert not image[20:].any() and 0.2 < (image[:20, :, 1] == 255).mean() < 0.3
+    assert (image[:19, 1:, 1] == image[1:20, :-1, 1]).all()  # "/"
+    drawn = add_legend(image, [("road", (128, 64, 128), None), ("void", (9, 9, 9), Stripes((255, 0, 255), -1))])
+    assert (drawn[:40] == image).all() and drawn.shape[1] == 60
+    below = {tuple(color) for color in drawn[40:].reshape(-1, 3)}
+    assert {(128, 64, 128), (9, 9, 9), (255, 0, 255), (255, 255, 255)} <= below

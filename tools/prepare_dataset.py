@@ -20,6 +20,7 @@ from seamless_d2.data.prepare.cityscapes import prepare_cityscapes
 from seamless_d2.data.prepare.class_list import describe_classes
 from seamless_d2.data.prepare.polygons import prepare_polygons
 from seamless_d2.data.prepare.validate import validate
+from seamless_d2.data.prepare.validation_report import check_report_file, list_files
 from seamless_d2.data.prepare.vistas import prepare_vistas
 from seamless_d2.data.prepare.writer import add_writer_options, get_writer_options
 from seamless_d2.data.registration import datasets_root, find_entry
@@ -64,9 +65,9 @@ def parse_args() -> argparse.Namespace:
         "--other", type=Path, nargs=2, metavar=("JSON", "IMAGES"), help="another split, which must not share images"
     )
     command.add_argument("--fix", action="store_true", help="rewrite areas and boxes")
-    command.add_argument("--pictures", type=Path, help="folder for an image per class and a contact sheet")
+    command.add_argument("--pictures", type=Path, help="new folder for an image per class and a contact sheet")
     command.add_argument("--workers", type=int, help="processes; default one per CPU")
-    command.add_argument("--report", type=Path, help="file for all problems, one json line each")
+    command.add_argument("--report", type=Path, help="file for all problems and warnings, one json line each")
     return parser.parse_args()
 
 
@@ -88,6 +89,8 @@ def run_validate(args: argparse.Namespace) -> None:
         images, pngs, panoptic_json = (datasets_root() / path for path in paths)
     elif images is None:
         raise UserError("give the folder of the images with --images, or the data set's config with --config-file")
+    if args.report:
+        check_report_file(args.report)
     report, categories = validate(
         panoptic_json, images, pngs, fix=args.fix, other=args.other, gallery=args.pictures, workers=args.workers
     )
@@ -96,10 +99,13 @@ def run_validate(args: argparse.Namespace) -> None:
         print(f"{report.fixed} areas and boxes rewritten in {panoptic_json}")
     if args.report:
         report.write(args.report)
+    where = f"all are listed in {args.report}" if args.report else "--report FILE lists all"
+    if report.warnings:
+        files = list_files(report.warnings)
+        print(f"{len(report.warnings)} warnings; {where}\n  {summarize_failures(files)}")
     if report.problems:
-        files = report.list_files()
-        print(summarize_failures(files))
-        where = f"all are listed in {args.report}" if args.report else "--report FILE lists all"
+        files = list_files(report.problems)
+        print(f"errors\n  {summarize_failures(files)}")
         raise UserError(f"{len(report.problems)} problems in {len(files)} files of {panoptic_json}; {where}")
     print(f"{report.images} images, no problem")
 

@@ -4,8 +4,9 @@ Keys that the schema does not name are ignored.
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -167,15 +168,57 @@ def convert_entries(content: Any, form: type[Form], source: str) -> Form:
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     except msgspec.ValidationError as error:
-        reason = str(error).replace("`", "").replace("$.", "").replace(" - at", " at")
-        raise UserError(f"{source} is malformed: {reason}{_name_entry(content, str(error))}; mend it") from None
+        raise UserError(f"{source} is {_describe(content, str(error))}") from None
 
 
-def _name_entry(content: Any, reason: str) -> str:
-    """Return what names the entry of a list that the ``reason`` of msgspec points to, as text in brackets."""
+class MalformedEntry(NamedTuple):
+    """An entry of a list of a json that does not follow the schema: the list, its place there, and what is wrong."""
+
+    key: str
+    index: int
+    content: Any
+    problem: str
+
+
+def read_whole_entries(path: str | Path, what: str, form: type[Form]) -> tuple[Form, list[MalformedEntry]]:
+    """Read a json of lists by a schema as ``read_json_as``, but leave out the entries that do not follow it.
+
+    Raises:
+        UserError: The file is missing or no json, or has not the lists of the schema.
+    """
+    with suppress(msgspec.DecodeError, UserError, RecursionError):
+        return msgspec.json.decode(read_bytes(path, what), type=form), []
+    content = read_json(path, what)
+    malformed = []
+    for field in msgspec.structs.fields(form) if isinstance(content, dict) else ():
+        entries = content.get(field.name)
+        (kind,) = get_args(field.type)
+        for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+            try:
+                msgspec.convert([entry], list[kind])
+            except UserError as error:
+                malformed.append(MalformedEntry(field.name, index, entry, str(error)))
+            except msgspec.ValidationError as error:
+                reason = str(error).replace("`$[0]", f"`$.{field.name}[{index}]")
+                malformed.append(MalformedEntry(field.name, index, entry, _describe(content, reason)))
+    places = {(entry.key, entry.index) for entry in malformed}
+    if malformed:
+        content = {
+            key: [e for index, e in enumerate(value) if (key, index) not in places]
+            if isinstance(value, list)
+            else value
+            for key, value in content.items()
+        }
+    return convert_entries(content, form, f"{what} {path}"), malformed
+
+
+def _describe(content: Any, reason: str) -> str:
+    """Return the ``reason`` of msgspec in words; it names the entry of ``content`` that it points to."""
     found = re.search(r"\$(?:\.(\w+))?\[(\d+)\]", reason)
-    if not found:
-        return ""
-    entry = (content[found[1]] if found[1] else content)[int(found[2])]
-    keys = [key for key in ("file_name", "name", "image_id", "id") if isinstance(entry, dict) and key in entry]
-    return f" ({keys[0]} {entry[keys[0]]!r})"[:100] if keys else ""
+    name = ""
+    if found:
+        entry = (content[found[1]] if found[1] else content)[int(found[2])]
+        keys = [key for key in ("file_name", "name", "image_id", "id") if isinstance(entry, dict) and key in entry]
+        name = f" ({keys[0]} {entry[keys[0]]!r})"[:100] if keys else ""
+    words = reason.replace("`", "").replace("$.", "").replace(" - at", " at")
+    return f"malformed: {words}{name}; mend it"

@@ -87,6 +87,15 @@ WRONG_SIZES: list[tuple[Change, str]] = [
 ]
 
 
+def validate_strictly(file: Path, image_dir: Path) -> None:
+    """Raise the first problem, since a validation lists malformed entries."""
+    report, _ = validate(file, image_dir, workers=1)
+    for name, text in report.problems:
+        if text.startswith("malformed"):
+            assert name == str(file)
+            raise UserError(f"panoptic json {file} is {text}")
+
+
 @pytest.mark.parametrize(("change", "words"), [*WRONG, *WRONG_SIZES])
 def test_panoptic_jsons(tmp_path: Path, change: Change, words: str | None) -> None:
     files = write_dataset(tmp_path / "d", {"a": scene(), "b": scene()})
@@ -96,7 +105,7 @@ def test_panoptic_jsons(tmp_path: Path, change: Change, words: str | None) -> No
     file.write_text(json.dumps(content))
     readers: list[Callable[[], object]] = [
         lambda: register_panoptic(unique_name(), **files),
-        lambda: validate(file, files["image_dir"], workers=1),
+        lambda: validate_strictly(file, files["image_dir"]),
         lambda: write_seamseg(tmp_path / "s", {"train": tuple(files.values())}),
         lambda: describe_classes(file),
     ]

@@ -64,8 +64,8 @@ def name_example(names: Sequence[str]) -> str:
     return names[0] + (", ..." if len(names) > 1 else "")
 
 
-def print_unlabelled(folder: Path, labelled: Collection[str]) -> None:
-    """Print how many images of a folder have no labels.
+def describe_unlabelled(folder: Path, labelled: Collection[str]) -> str:
+    """Return how many images of a folder have no labels, as text; empty if all have.
 
     Args:
         folder: The folder.
@@ -73,6 +73,13 @@ def print_unlabelled(folder: Path, labelled: Collection[str]) -> None:
     """
     names = [path.relative_to(folder).as_posix() for path in list_images(folder)]
     lacking = [name for name in names if name not in labelled]
-    if lacking:
-        example = name_example(lacking)
-        print(f"{len(lacking)} of {len(names)} images in {folder} have no labels and are left out ({example})")
+    if not lacking:
+        return ""
+    example = name_example(lacking)
+    return f"{len(lacking)} of {len(names)} images in {folder} have no labels and are left out ({example})"
+
+
+def print_unlabelled(folder: Path, labelled: Collection[str]) -> None:
+    """Print ``describe_unlabelled`` unless all images have labels."""
+    if text := describe_unlabelled(folder, labelled):
+        print(text)

@@ -1,21 +1,18 @@
 """Validation of a COCO-panoptic data set: everything that would crash later or silently lower PQ."""
 
 import hashlib
-import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 from tqdm import tqdm
 
 from ...errors import UserError
-from ...io import atomic_write, read_id_map, read_image, read_json, write_json
+from ...io import read_id_map, read_image, read_image_size, read_json, read_orientation, write_json
 from ...parallel import map_parallel
 from ...structures.classes import Classes
 from ...structures.coco_json import (
@@ -23,107 +20,27 @@ from ...structures.coco_json import (
     CocoCategory,
     CocoImage,
     ImageList,
+    MalformedEntry,
     PanopticJson,
     read_json_as,
+    read_whole_entries,
 )
 from ...structures.id_maps import measure_segments, present_ids, replace_ids
-from .gallery import SHEET_IMAGES, write_gallery
-
-
-@dataclass
-class Report:
-    """The result of a validation.
-
-    Attributes:
-        problems: A file and a sentence for each problem.
-        segments: The number of segments per category id.
-        crowds: The number of crowd segments per category id.
-        pixels: The number of pixels per category id; None stands for void.
-        images: The number of images whose PNG could be compared with the json.
-        fixed: The number of areas and boxes that were rewritten.
-    """
-
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    segments: Counter = field(default_factory=Counter)
-    crowds: Counter = field(default_factory=Counter)
-    pixels: Counter = field(default_factory=Counter)
-    images: int = 0
-    fixed: int = 0
-
-    def add(self, other: "Report") -> None:
-        """Add the report on other images."""
-        self.problems += other.problems
-        for counter in ("segments", "crowds", "pixels"):
-            getattr(self, counter).update(getattr(other, counter))
-        self.images += other.images
-        self.fixed += other.fixed
-
-    def format_table(self, categories: list[CocoCategory]) -> str:
-        """Return a table with the numbers of segments and the fraction of pixels of each category, as text."""
-        total = max(sum(self.pixels.values()), 1)
-        rows = [
-            [
-                c.id,
-                c.name,
-                "thing" if c.isthing else "stuff",
-                self.segments[c.id],
-                self.crowds[c.id],
-                f"{100 * self.pixels[c.id] / total:.2f}",
-            ]
-            for c in categories
-        ]
-        rows.append(["", "void", "", "", "", f"{100 * self.pixels[None] / total:.2f}"])
-        return tabulate(rows, ["id", "class", "kind", "segments", "crowds", "% of pixels"], tablefmt="simple")
-
-    def list_files(self) -> list[str]:
-        """Return a line for each file with problems: the first problem and the number of further ones."""
-        by_file = defaultdict(list)
-        for file, text in self.problems:
-            by_file[file].append(text)
-        return [
-            f"{file}: {texts[0]}" + (f" (and {len(texts) - 1} more)" if len(texts) > 1 else "")
-            for file, texts in by_file.items()
-        ]
-
-    def write(self, path: str | Path) -> None:
-        """Write a line of json for each problem."""
-        with atomic_write(path, "w") as file:
-            for name, text in self.problems:
-                file.write(json.dumps({"file": name, "problem": text}) + "\n")
-
-
-def _find_repeated(values: Iterable[Any]) -> list[Any]:
-    return [value for value, count in Counter(values).items() if count > 1]
-
-
-def _check_json(content: PanopticJson) -> list[str]:
-    """Return a sentence for each problem that can be found without images."""
-    problems: list[str] = []
-    for entries, key, text in (
-        (content.categories, "id", "category id {} occurs twice"),
-        (content.categories, "name", "two categories are called {}"),
-        (content.images, "id", "image id {} occurs twice"),
-        (content.images, "file_name", "image {} is listed twice"),
-        (content.annotations, "image_id", "image id {} is annotated twice"),
-        (content.annotations, "file_name", "PNG {} belongs to two annotations"),
-    ):
-        problems += [text.format(value) for value in _find_repeated(getattr(entry, key) for entry in entries)]
-    listed = {image.id for image in content.images}
-    annotated = {annotation.image_id for annotation in content.annotations}
-    problems += [f"image id {i} is annotated but not listed" for i in sorted(annotated - listed, key=str)]
-    problems += [f"image id {i} has no annotation" for i in sorted(listed - annotated, key=str)]
-    return problems
+from .class_list import describe_unlabelled
+from .gallery import Example, check_gallery, write_gallery
+from .json_checks import find_json_problems, find_json_warnings, find_repeated, malformed_ids
+from .validation_report import Report
 
 
 def _check_segments(
-    annotation: CocoAnnotation, ids: np.ndarray, categories: dict[int, CocoCategory], fix: bool, report: Report
+    annotation: CocoAnnotation, ids: np.ndarray, categories: dict[int, CocoCategory | None], fix: bool, report: Report
 ) -> list[str]:
     """Check the segments of one image.
 
     Args:
         annotation: The annotation; with ``fix``, its areas and boxes are rewritten in place.
         ids: (H, W) ids of the PNG.
-        categories: The categories by id.
+        categories: The categories by id; None stands for one that is malformed.
         fix: Whether areas and boxes are rewritten.
         report: The report, to which numbers of segments and pixels are added in place.
 
@@ -132,7 +49,7 @@ def _check_segments(
     """
     segments = annotation.segments_info
     listed = [s.id for s in segments]
-    problems = [f"segment id {segment_id} is listed twice" for segment_id in _find_repeated(listed)]
+    problems = [f"segment id {segment_id} is listed twice" for segment_id in find_repeated(listed)]
     strange = sorted(set(present_ids(ids)) - {0, *listed})
     if strange:
         problems.append(f"id {strange[0]} is in the PNG but not in the json ({len(strange)} such ids)")
@@ -145,7 +62,8 @@ def _check_segments(
             problems.append(f"segment {segment.id} has no pixel in the PNG")
             continue
         if category is None:
-            problems.append(f"segment {segment.id} has unknown category {segment.category_id}")
+            if segment.category_id not in categories:
+                problems.append(f"segment {segment.id} has unknown category {segment.category_id}")
             continue
         report.segments[category.id] += 1
         report.pixels[category.id] += true["area"]
@@ -164,59 +82,90 @@ def _check_segments(
             else:
                 problems.append(f"segment {segment.id} has {key} {stated}, its pixels say {true[key]}")
     for category_id, count in Counter(s.category_id for s in segments).items():
-        if count > 1 and category_id in categories and not categories[category_id].isthing:
-            problems.append(f"stuff {categories[category_id].name} has {count} segments; it must have one")
+        category = categories.get(category_id)
+        if count > 1 and category is not None and not category.isthing:
+            problems.append(f"stuff {category.name} has {count} segments; it must have one")
     return problems
+
+
+def _describe_rotation(image_file: Path, size: tuple[int, int]) -> str:
+    """Return what the EXIF data of an image, whose labels fit, mean for labels of that size; empty if nothing."""
+    orientation = read_orientation(image_file)
+    if orientation == 1:
+        return ""
+    if orientation <= 4 or size[0] == size[1]:
+        fit = "its labels fit either way, and it is read rotated; see whether they are rotated too"
+    elif read_image_size(image_file) == size:
+        fit = "its labels fit the rotated image, which is read"
+    else:
+        fit = "its labels fit only without that rotation, and it is read so"
+    return f"the EXIF data rotate or mirror it (orientation {orientation}); {fit}"
 
 
 def _check_image(
     item: tuple[CocoImage, CocoAnnotation],
-    categories: dict[int, CocoCategory],
+    categories: dict[int, CocoCategory | None],
     image_dir: Path,
     panoptic_dir: Path,
     fix: bool,
-) -> tuple[Report, CocoAnnotation]:
-    """Return the report on one image, and its annotation, whose areas and boxes are rewritten with ``fix``."""
+) -> tuple[Report, CocoAnnotation, bool]:
+    """Check one image.
+
+    Returns:
+        The report, the annotation, whose areas and boxes are rewritten with ``fix``, and whether both files are read.
+    """
     image, annotation = item
     report = Report()
     image_file, png_file = image_dir / image.file_name, panoptic_dir / annotation.file_name
     size = (image.height, image.width)
     try:
         read_image(image_file, size)
+        if rotation := _describe_rotation(image_file, size):
+            report.warnings.append((str(image_file), rotation))
     except UserError as error:
         report.problems.append((str(image_file), str(error)))
     try:
         ids = read_id_map(png_file)
     except UserError as error:
         report.problems.append((str(png_file), str(error)))
-        return report, annotation
+        return report, annotation, False
     if ids.shape != size:
         text = f"the PNG is {ids.shape[1]} x {ids.shape[0]} pixels, the json says {size[1]} x {size[0]}"
         report.problems.append((str(png_file), text))
-        return report, annotation
+        return report, annotation, False
+    is_read = not report.problems
     report.images = 1
     report.problems += [(str(png_file), text) for text in _check_segments(annotation, ids, categories, fix, report)]
-    return report, annotation
+    if report.pixels[None] == ids.size:
+        report.warnings.append((str(png_file), "all of its pixels are void"))
+    return report, annotation, is_read
 
 
-def find_shared_images(images: list[Path], others: list[Path]) -> list[tuple[Path, Path]]:
-    """Return the pairs of files in two lists that have the same content, whatever their names."""
+def find_same_images(files: Iterable[tuple[Path, bool]]) -> list[list[tuple[Path, bool]]]:
+    """Return the groups of files that have the same content, whatever their names.
 
-    def by_size(paths: list[Path]) -> dict[int, list[Path]]:
-        sizes = defaultdict(list)
-        for path in paths:
-            if path.is_file():
-                sizes[path.stat().st_size].append(path)
-        return sizes
+    Args:
+        files: The files, each with whether it belongs to another split; files that do not exist are skipped.
+    """
+    by_size = defaultdict(list)
+    for item in dict.fromkeys(files):  # an image that is listed twice is one file
+        if item[0].is_file():
+            by_size[item[0].stat().st_size].append(item)
+    groups = defaultdict(list)
+    for same_size in by_size.values():
+        for item in same_size if len(same_size) > 1 else ():
+            groups[hashlib.sha256(item[0].read_bytes()).digest()].append(item)
+    return [group for group in groups.values() if len(group) > 1]
 
-    pairs, known = [], by_size(others)
-    for size, candidates in by_size(images).items():
-        digests = {hashlib.sha256(other.read_bytes()).digest(): other for other in known.get(size, [])}
-        for path in candidates if digests else []:
-            other = digests.get(hashlib.sha256(path.read_bytes()).digest())
-            if other is not None:
-                pairs.append((path, other))
-    return pairs
+
+def _compare_files(images: list[Path], others: list[Path], other_json: str | Path, report: Report) -> None:
+    """Add images of this split that are the same as one of another split, or of this one, to the report in place."""
+    for group in find_same_images([*((path, False) for path in images), *((path, True) for path in others)]):
+        own, theirs = ([path for path, is_other in group if is_other == wanted] for wanted in (False, True))
+        if theirs:
+            text = f"the same image is {theirs[0]} of {other_json}; splits must be apart"
+            report.problems += [(str(path), text) for path in own]
+        report.warnings += [(str(path), f"the same image is {own[0]}") for path in own[1:]]
 
 
 def validate(
@@ -241,56 +190,65 @@ def validate(
         workers: The number of processes; default one per available CPU.
 
     Returns:
-        The report, and the categories of the json.
+        The report, and the categories of the json that follow the schema.
 
     Raises:
-        UserError: The json itself is missing or malformed.
+        UserError: The json is missing or has not the lists of the format, or the gallery is no folder for drawings.
     """
     panoptic_json, image_dir = Path(panoptic_json), Path(image_dir)
     panoptic_dir = Path(panoptic_dir) if panoptic_dir else panoptic_json.with_suffix("")
-    content = read_json_as(panoptic_json, "panoptic json", PanopticJson)
-    report = Report([(str(panoptic_json), text) for text in _check_json(content)])
+    if gallery is not None:
+        check_gallery(Path(gallery), [image_dir, panoptic_dir])
+    content, malformed = read_whole_entries(panoptic_json, "panoptic json", PanopticJson)
+    report = Report([(str(panoptic_json), text) for text in find_json_problems(content, malformed)])
+    report.warnings += [(str(panoptic_json), text) for text in find_json_warnings(content, malformed)]
     images = {image.id: image for image in content.images}
+    if not any(entry.key == "images" for entry in malformed):
+        own = [image_dir / image.file_name for image in content.images]
+        own += [panoptic_dir / annotation.file_name for annotation in content.annotations]
+        if text := describe_unlabelled(image_dir, {Path(os.path.relpath(file, image_dir)).as_posix() for file in own}):
+            report.warnings.append((str(image_dir), text))
+    others: list[Path] = []
     if other is not None:
-        theirs = [Path(other[1]) / image.file_name for image in read_json_as(other[0], "json", ImageList).images]
-        for path, twin in find_shared_images([image_dir / image.file_name for image in content.images], theirs):
-            report.problems.append((str(path), f"the same image is {twin} of {other[0]}; splits must be apart"))
-    categories = {category.id: category for category in content.categories}
+        others = [Path(other[1]) / image.file_name for image in read_json_as(other[0], "json", ImageList).images]
+    _compare_files([image_dir / image.file_name for image in content.images], others, other[0] if other else "", report)
+    categories: dict[int, CocoCategory | None] = dict.fromkeys(malformed_ids(malformed, "categories", "id"))
+    categories |= {category.id: category for category in content.categories}
     work = [(images[a.image_id], a) for a in content.annotations if a.image_id in images]
     check = partial(_check_image, categories=categories, image_dir=image_dir, panoptic_dir=panoptic_dir, fix=fix)
-    first: list[int] = []  # the images without problems on the contact sheet
-    best: dict[int, tuple[int, int]] = {}  # of each category, its largest area in an image and that image
+    drawable: list[tuple[int, Report]] = []
     killed = "a process was killed, perhaps for want of memory; validate again with fewer --workers"
     with closing(map_parallel(check, work, workers, killed)) as results:
-        for number, (found, checked) in tqdm(results, desc="validate", unit="image", total=len(work)):
+        for number, (found, checked, is_read) in tqdm(results, desc="validate", unit="image", total=len(work)):
             report.add(found)
             work[number][1].segments_info = checked.segments_info
-            if found.images and not found.problems:
-                first = sorted([*first, number])[:SHEET_IMAGES]
-                for category, area in found.pixels.items():
-                    if category is not None:
-                        best[category] = max(best.get(category, (0, 0)), (area, -number))
+            if gallery is not None and is_read:
+                drawable.append((number, found))
     report.problems.sort(key=lambda problem: problem[0] != str(panoptic_json))
     if fix and report.fixed:
-        _write_fixed(panoptic_json, content)
-    if gallery is not None and first:
-
-        def item(number: int) -> tuple[Path, Path, list[dict[str, Any]]]:
+        _write_fixed(panoptic_json, content, malformed)
+    try:
+        classes = Classes.from_categories(list({c.id: c for c in content.categories}.values()), str(panoptic_json))
+    except UserError as error:
+        report.problems.insert(0, (str(panoptic_json), str(error)))
+        return report, content.categories
+    if gallery is not None:
+        examples = []
+        for number, found in sorted(drawable, key=lambda pair: pair[0]):
             image, annotation = work[number]
-            segments = [{"id": s.id, "category_id": s.category_id} for s in annotation.segments_info]
-            return image_dir / image.file_name, panoptic_dir / annotation.file_name, segments
-
-        classes = Classes.from_categories(list(categories.values()), str(panoptic_json))
-        write_gallery(
-            Path(gallery), [item(n) for n in first], {c: item(-number) for c, (_, number) in best.items()}, classes
-        )
+            files = image_dir / image.file_name, panoptic_dir / annotation.file_name
+            texts = [text for _, text in [*found.problems, *found.warnings]]
+            examples.append(Example(*files, annotation.segments_info, found.pixels, texts, bool(found.problems)))
+        write_gallery(Path(gallery), examples, classes)
     return report, content.categories
 
 
-def _write_fixed(panoptic_json: Path, content: PanopticJson) -> None:
-    """Write the areas and boxes of ``content`` into the json, whose other keys stay."""
+def _write_fixed(panoptic_json: Path, content: PanopticJson, malformed: list[MalformedEntry]) -> None:
+    """Write the areas and boxes of ``content`` into the json, whose other keys and malformed entries stay."""
     raw = read_json(panoptic_json, "panoptic json")
-    for entry, annotation in zip(raw["annotations"], content.annotations, strict=True):
+    left_out = {entry.index for entry in malformed if entry.key == "annotations"}
+    entries = [entry for index, entry in enumerate(raw["annotations"]) if index not in left_out]
+    for entry, annotation in zip(entries, content.annotations, strict=True):
         for info, segment in zip(entry["segments_info"], annotation.segments_info, strict=True):
             measured = {"area": segment.area, "bbox": segment.bbox}
             info.update({key: value for key, value in measured.items() if value is not None})

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seamless_d2.data.prepare import gallery
 from seamless_d2.data.prepare.validate import validate
 from seamless_d2.errors import UserError
 from seamless_d2.io import ids_to_rgb, read_id_map
@@ -59,7 +60,7 @@ def data(tmp_path) -> DataSet:
 def test_a_clean_set(data) -> None:
     for workers in (1, 2):
         report, categories = validate(data.json, data.images, data.panoptic, workers=workers)
-        assert report.problems == [] and report.images == 2 and report.fixed == 0
+        assert report.problems == report.warnings == [] and report.images == 2 and report.fixed == 0
     assert report.segments == {3: 2, 7: 2, 11: 1, 90: 1}
     assert report.crowds == {90: 1}
     ids, _ = scene()
@@ -137,6 +138,16 @@ BREAKS = {
     "not annotated": (lambda d: d.edit(lambda c: c["annotations"].pop()), JSON, "image id 18 has no annotation"),
     "not listed": (lambda d: d.edit(lambda c: c["images"].pop()), JSON, "18 is annotated but not listed"),
     "category id twice": (lambda d: d.edit(lambda c: c["categories"][0].update(id=3)), JSON, "id 3 occurs twice"),
+    "blank class name": (lambda d: d.edit(lambda c: c["categories"][0].update(name=" ")), JSON, "id 7 has a name of"),
+    "no images": (lambda d: d.edit(lambda c: c.update(images=[], annotations=[])), JSON, "it lists no images"),
+    "no classes": (lambda d: d.edit(lambda c: c.update(categories=[])), JSON, "it lists no categories"),
+    "too many classes": (
+        lambda d: d.edit(
+            lambda c: c["categories"].extend({"id": k, "name": str(k), "isthing": 0} for k in range(100, 360))
+        ),
+        JSON,
+        "at most 255",
+    ),
     "class name twice": (lambda d: d.edit(lambda c: c["categories"][0].update(name="sky")), JSON, "called sky"),
 }
 
@@ -146,6 +157,84 @@ def test_every_way_of_breaking_is_found(data, way: str) -> None:
     change, file, words = BREAKS[way]
     change(data)
     found = data.problems()
+    assert any(name == file and words in text for name, text in found), found
+
+
+def test_malformed_entries_are_listed_and_the_others_checked(data) -> None:
+    def spoil(content: dict) -> None:
+        content["images"].append({"id": 19.5, "file_name": "c.png", "height": 40, "width": 60})
+        content["annotations"].insert(0, {"image_id": 17, "file_name": "c.png", "segments_info": [{"id": "x"}]})
+        content["annotations"].append({"image_id": [], "file_name": "d.png", "segments_info": None})
+        content["categories"][0].update(isthing=2, color=[0, 0, 300])
+        content["categories"].append(None)
+        content["annotations"][2]["segments_info"][0].update(area=7, iscrowd="no")
+        content["annotations"][1]["segments_info"][0].update(area=7)
+
+    data.edit(spoil)
+    found = data.problems()
+    malformed = [text for file, text in found if file == JSON]
+    for words in (
+        "malformed: Expected int | str, got float at images[2].id (file_name 'c.png'); mend it",
+        "malformed: Expected int, got str at annotations[0].segments_info[0].id (file_name 'c.png'); mend it",
+        "malformed: Expected bool | int, got str at annotations[2].segments_info[0].iscrowd (file_name 'b.png'); "
+        "mend it",
+        "malformed: Expected int <= 1 at categories[0].isthing (name 'car'); mend it",
+        "malformed: Expected object, got null at categories[4]; mend it",
+    ):
+        assert words in malformed
+    # Nothing follows from what was left out: not that image 18 has no annotation, or that category 7 is unknown.
+    assert len(malformed) == 6 and [text[:20] for file, text in found if file != JSON] == ["segment 100000 has a"]
+    report, categories = validate(data.json, data.images, data.panoptic, fix=True, workers=1)
+    assert report.fixed == 1 and [c.name for c in categories] == ["road", "person", "sky"]
+    fixed = data.content["annotations"]
+    assert fixed[1]["segments_info"][0]["area"] != 7 and fixed[2]["segments_info"][0]["area"] == 7
+
+
+def rotate(data: DataSet, orientation: int, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.effect_noise(size, 50).convert("RGB").save(data.images / "a.png", exif=exif)
+
+
+WARNINGS = {
+    "unused class": (
+        lambda d: d.edit(lambda c: c["categories"].append({"id": 5, "name": "tree", "isthing": 0})),
+        JSON,
+        "no segment has the class tree",
+    ),
+    "image entirely void": (
+        lambda d: (d.edit_ids(lambda ids: ids * 0), d.edit(lambda c: c["annotations"][0].update(segments_info=[]))),
+        "panoptic/a.png",
+        "all of its pixels are void",
+    ),
+    "rotated with its labels": (lambda d: rotate(d, 6, (40, 60)), "images/a.png", "fit the rotated image"),
+    "rotated, labels not": (lambda d: rotate(d, 8, (60, 40)), "images/a.png", "fit only without that rotation"),
+    "mirrored": (lambda d: rotate(d, 3, (60, 40)), "images/a.png", "(orientation 3); its labels fit either way"),
+    "the same image twice": (
+        lambda d: shutil.copy(d.images / "a.png", d.images / "b.png"),
+        "images/b.png",
+        "the same image is",
+    ),
+    "image that is not listed": (
+        lambda d: Image.new("RGB", (8, 8)).save(d.images / "c.png"),
+        "images",
+        "1 of 3 images in",
+    ),
+    "ids that are text": (
+        lambda d: d.edit(lambda c: (c["images"][0].update(id="x"), c["annotations"][0].update(image_id="x"))),
+        JSON,
+        "1 image ids are text ('x'",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WARNINGS)
+def test_warnings_are_no_problems(data, way: str) -> None:
+    change, file, words = WARNINGS[way]
+    change(data)
+    report, _ = validate(data.json, data.images, data.panoptic, workers=1)
+    assert report.problems == []
+    found = [(Path(name).relative_to(data.json.parent).as_posix(), text) for name, text in report.warnings]
     assert any(name == file and words in text for name, text in found), found
 
 
@@ -185,8 +274,9 @@ def test_fix_rewrites_areas_and_boxes_only(data) -> None:
 
 
 def test_images(data, tmp_path) -> None:
-    assert data.problems(gallery=tmp_path / "images") == []
-    names = sorted(p.name for p in (tmp_path / "images").iterdir())
+    folder = tmp_path / "images"
+    assert data.problems(gallery=folder) == []
+    names = sorted(p.name for p in folder.glob("*.jpg"))
     assert names == [
         "class_11_sky.jpg",
         "class_3_road.jpg",
@@ -194,10 +284,59 @@ def test_images(data, tmp_path) -> None:
         "class_90_person.jpg",
         "contact_sheet.jpg",
     ]
-    plain = np.asarray(Image.open(tmp_path / "images" / "class_3_road.jpg"))
-    # The image in which the class covers most; small ones are enlarged.
-    assert plain.shape[0] * 60 == plain.shape[1] * 40
+    plain = np.asarray(Image.open(folder / "class_3_road.jpg"))
+    # The image in which the class covers most; small ones are enlarged. Below is the legend.
+    assert plain.shape[0] > plain.shape[1] * 40 // 60
     assert plain[:200].std(axis=(0, 1)).max() < 10
+    # The class has its color, the rest is faded.
+    car = np.asarray(Image.open(folder / "class_7_car.jpg")).astype(int)[: 40 * 12].reshape(40, 12, 60, 12, 3)
+    assert car[33, :, 40].mean(axis=(0, 1))[2] > car[33, :, 40].mean(axis=(0, 1))[0] + 30
+    assert np.ptp(car[10, :, 30].mean(axis=(0, 1))) < 3 and car[10, :, 30].mean() > 150
+    assert car[:5, :, :5].max(axis=4).mean() > 200  # void is hatched in magenta, the legend says so
+
+
+def test_images_with_problems_come_first_and_others_are_spread(tmp_path) -> None:
+    maps = {f"{k:02}": scene() for k in range(40)}
+    data = write_dataset(tmp_path / "d", maps)
+    content = json.loads(data["panoptic_json"].read_text())
+    content["annotations"][30]["segments_info"][2].update(area=5, category_id=8)  # unknown
+    content["annotations"][33]["segments_info"].pop()
+    content["annotations"][35]["file_name"] = "missing.png"
+    data["panoptic_json"].write_text(json.dumps(content))
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            gallery, "_draw", lambda example, *_: seen.append(example.image_file.stem) or np.zeros((8, 8, 3), np.uint8)
+        )
+        validate(data["panoptic_json"], data["image_dir"], workers=2, gallery=tmp_path / "out")
+    sheet = seen[4:]
+    assert sheet[:2] == ["30", "33"] and len(sheet) == 12
+    assert max(np.diff([int(name) for name in sheet[2:]])) <= 6 and int(sheet[-1]) >= 36
+    validate(data["panoptic_json"], data["image_dir"], workers=1, gallery=tmp_path / "out")  # can be drawn
+
+
+def test_only_own_drawings_are_replaced(data, tmp_path) -> None:
+    for folder in (data.images / "look", data.images, data.panoptic):
+        with pytest.raises(UserError, match="that is read; choose another folder for --pictures"):
+            data.problems(gallery=folder)
+    folder = tmp_path / "look"
+    folder.mkdir()
+    data.problems(gallery=folder)
+    data.edit(lambda c: c["categories"][1].update(name="street"))
+    (folder / "notes.txt").write_text("mine")
+    (folder / "contact_sheet.jpg").write_bytes(b"old")
+    data.problems(gallery=folder)
+    assert not (folder / "class_3_road.jpg").exists() and (folder / "class_3_street.jpg").exists()
+    assert (folder / "notes.txt").exists() and Image.open(folder / "contact_sheet.jpg").size
+    (folder / "class_3_road.jpg").write_bytes(b"mine")
+    data.edit(lambda c: c["categories"][1].update(name="road"))
+    with pytest.raises(UserError, match=r"class_3_road\.jpg was not written by this program"):
+        data.problems(gallery=folder)
+    assert (folder / "class_3_road.jpg").read_bytes() == b"mine"
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "contact_sheet.jpg").write_bytes(b"mine")
+    with pytest.raises(UserError, match="album holds files that this program did not write"):
+        data.problems(gallery=tmp_path / "album")
 
 
 @pytest.mark.slow
@@ -209,7 +348,25 @@ def test_the_tool(data, tmp_path) -> None:
     assert done.returncode == 1
     assert f"{data.panoptic / 'a.png'}: panoptic map" in done.stdout
     assert done.stderr.splitlines()[-1].startswith("error: 1 problems in 1 files")
-    assert json.loads(report.read_text())["file"] == str(data.panoptic / "a.png")
+    assert json.loads(report.read_text()) == {
+        "level": "error",
+        "file": str(data.panoptic / "a.png"),
+        "problem": f"panoptic map {data.panoptic / 'a.png'} does not exist; check the path",
+    }
+    done = subprocess.run([*command, "--report", str(data.json)], capture_output=True, text=True)
+    assert done.returncode == 1 and "is no report of a validation" in done.stderr and data.content
+
+
+@pytest.mark.slow
+def test_the_tool_prints_warnings(data, tmp_path) -> None:
+    shutil.copy(data.images / "a.png", data.images / "c.png")
+    command = [sys.executable, str(TOOL), "validate", str(data.json), "--images", str(data.images), "--workers", "1"]
+    report = tmp_path / "report.jsonl"
+    for _ in range(2):
+        done = subprocess.run([*command, "--report", str(report)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "1 warnings; all are listed in" in done.stdout and "1 of 3 images in" in done.stdout
+        assert json.loads(report.read_text())["level"] == "warning"
 
 
 @pytest.mark.slow
