@@ -191,10 +191,17 @@ def contact_sheet(images: list[np.ndarray], columns: int = 2, gap: int = 8) -> n
     return np.concatenate(rows)[:-gap, :-gap]
 
 
-def draw_stripes(image: np.ndarray, mask: np.ndarray, stripes: Stripes) -> None:
-    """Hatch the pixels of an (H, W) bool mask in an (H, W, 3) uint8 RGB image in place."""
+def draw_stripes(image: np.ndarray, mask: np.ndarray, stripes: Stripes, per_side: int = 40) -> None:
+    """Hatch the pixels of an (H, W) bool mask in an (H, W, 3) uint8 RGB image in place.
+
+    Args:
+        image: The image.
+        mask: The pixels.
+        stripes: Color and direction.
+        per_side: The number of stripes along the shorter side of the image, unless they would be too narrow.
+    """
     height, width = image.shape[:2]
-    period = max(4, min(height, width) // 40)
+    period = max(4, min(height, width) // per_side)
     y, x = np.ogrid[:height, :width]
     image[mask & ((x + stripes.direction * y) % period < max(1, period // 4))] = stripes.color
 
@@ -216,7 +223,7 @@ def add_legend(image: np.ndarray, entries: Sequence[LegendEntry]) -> np.ndarray:
         square = strip[y : y + size, x : x + size]
         square[:] = color
         if stripes is not None:
-            draw_stripes(square, np.ones(square.shape[:2], bool), stripes)
+            draw_stripes(square, np.ones(square.shape[:2], bool), stripes, per_side=2)
     canvas = Image.fromarray(strip)
     for (text, _, _), (x, y) in zip(entries, places, strict=True):
         ImageDraw.Draw(canvas).text((x + size + pad, y + size / 2), text, (20, 20, 20), font, "lm")

@@ -18,7 +18,7 @@ from ...visualization import LegendEntry, Stripes, add_legend, contact_sheet, dr
 SHEET_IMAGES = 12
 #: The file that lists the drawings of a folder. Only they are replaced or removed.
 _RECORD = ".drawings.json"
-_CROWD, _VOID = Stripes((255, 255, 255), 1), Stripes((255, 0, 255), -1)
+_CROWD, _VOID = Stripes((255, 255, 255), 1), Stripes((0, 255, 255), -1)  # cyan: rare among colors of classes
 _RED, _AMBER, _GREEN, _GRAY = (220, 0, 0), (255, 180, 0), (0, 150, 0), (128, 128, 128)
 
 
