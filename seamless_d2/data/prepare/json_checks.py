@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...structures.coco_json import MalformedEntry, PanopticJson
+from .class_list import name_example
 
 
 def find_repeated(values: Iterable[Any]) -> list[Any]:
@@ -54,7 +55,7 @@ def find_json_warnings(content: PanopticJson, malformed: list[MalformedEntry]) -
     warnings = []
     texts = [image.id for image in content.images if isinstance(image.id, str)]
     if texts:
-        warnings.append(f"{len(texts)} image ids are text ({texts[0]!r}, ...), which not all programs read")
+        warnings.append(f"{len(texts)} image ids are text ({name_example(texts)}), which not all programs read")
     if not any(entry.key == "annotations" for entry in malformed):
         used = {segment.category_id for annotation in content.annotations for segment in annotation.segments_info}
         warnings += [f"no segment has the class {c.name}" for c in content.categories if c.id not in used]

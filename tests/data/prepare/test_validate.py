@@ -223,7 +223,7 @@ WARNINGS = {
     "ids that are text": (
         lambda d: d.edit(lambda c: (c["images"][0].update(id="x"), c["annotations"][0].update(image_id="x"))),
         JSON,
-        "1 image ids are text ('x'",
+        "1 image ids are text (x)",
     ),
 }
 
