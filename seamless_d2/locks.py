@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -63,3 +63,5 @@ def lock_output(path: Path, what: str) -> Iterator[None]:
             yield
         finally:
             _held.remove(file)
+            with suppress(portalocker.LockException):
+                portalocker.unlock(file)  # a process that is just being forked has the file open too

@@ -168,7 +168,7 @@ def convert_entries(content: Any, form: type[Form], source: str) -> Form:
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     except msgspec.ValidationError as error:
-        raise UserError(f"{source} is {_describe(content, str(error))}") from None
+        raise UserError(f"{source} is malformed: {_describe(content, str(error))}; mend it") from None
 
 
 class MalformedEntry(NamedTuple):
@@ -200,7 +200,8 @@ def read_whole_entries(path: str | Path, what: str, form: type[Form]) -> tuple[F
                 malformed.append(MalformedEntry(field.name, index, entry, str(error)))
             except msgspec.ValidationError as error:
                 reason = str(error).replace("`$[0]", f"`$.{field.name}[{index}]")
-                malformed.append(MalformedEntry(field.name, index, entry, _describe(content, reason)))
+                problem = f"malformed: {_describe(content, reason)}; mend it"
+                malformed.append(MalformedEntry(field.name, index, entry, problem))
     places = {(entry.key, entry.index) for entry in malformed}
     if malformed:
         content = {
@@ -221,4 +222,4 @@ def _describe(content: Any, reason: str) -> str:
         keys = [key for key in ("file_name", "name", "image_id", "id") if isinstance(entry, dict) and key in entry]
         name = f" ({keys[0]} {entry[keys[0]]!r})"[:100] if keys else ""
     words = reason.replace("`", "").replace("$.", "").replace(" - at", " at")
-    return f"malformed: {words}{name}; mend it"
+    return f"{words}{name}"
