@@ -14,10 +14,11 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from ..errors import UserError
+from ..parallel import WorkerDied
 from .mapper import SeamlessMapper
 from .sampling import build_train_sampler
 from .seeding import Sample, SeededDataset
-from .workers import BatchWorkers, WorkerDied
+from .workers import BatchWorkers
 
 
 class BatchPlan:
@@ -156,8 +157,8 @@ class TrainLoader:
                 self.close()
                 files = ", ".join(self.records[index]["file_name"] for _, index in next(iter(self.plan_batches())))
                 self._count_fault(
-                    f"{error} while batch {self.batches} ({files}) was awaited; most often memory ran out: lower "
-                    "DATALOADER.NUM_WORKERS",
+                    f"a data loader process {error} while batch {self.batches} ({files}) was awaited; most often "
+                    "memory ran out: lower DATALOADER.NUM_WORKERS",
                     "the batch is loaded again",
                 )
         self.batches += 1

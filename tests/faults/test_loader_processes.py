@@ -45,8 +45,8 @@ def contents(loader: Iterator[list[dict]], count: int) -> list[tuple[int, int, f
 
 
 def kill_workers(loader: TrainLoader, count: int = 2) -> None:
-    for worker, _ in random.sample(loader._iterator._workers, count):
-        worker.kill()
+    for worker in random.sample(loader._iterator.workers, count):
+        worker.process.kill()
 
 
 def test_killed_while_a_batch_is_fetched() -> None:
