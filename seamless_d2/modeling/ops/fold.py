@@ -1,9 +1,11 @@
-"""A model made faster for inference: norms folded into the layers before them, memory format, compilation.
+"""A model made ready for inference: norms folded into the layers before them, memory format, compilation, memory.
 
 A layer that knows how to fold its norms offers a method ``fold_norms``; Detectron2's ``Conv2d`` is folded here. Layers
 that offer nothing stay as they are. A folded model equals the plain one but for rounding.
 """
 
+import ctypes
+import sys
 from typing import Any
 
 import torch
@@ -11,6 +13,11 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from .inplace_norm import Activation
+
+# Of glibc's malloc.h.
+_M_MMAP_THRESHOLD = -3
+# Bytes; glibc's own limit at the start of a process.
+_LARGE_BLOCK = 128 * 1024
 
 
 class FoldedNorm(nn.Module):
@@ -73,10 +80,25 @@ def fold_norms(model: nn.Module) -> nn.Module:
 def prepare_for_inference(model: nn.Module) -> nn.Module:
     """Fold the norms and store weights channels last, which is faster on CPUs and GPUs; in place.
 
+    The memory of this process is limited, too, see ``limit_heap``.
+
     Returns:
         ``model``.
     """
+    limit_heap()
     return fold_norms(model).to(memory_format=torch.channels_last)
+
+
+def limit_heap() -> None:
+    """Make glibc return the memory of large tensors to the system when they are freed.
+
+    By default glibc moves such blocks to its heap after the first one was freed. Between them oneDNN keeps what it
+    compiles for each new image size, so that the heap grows with every size. Other systems stay as they are.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def compile_network(model: nn.Module, **options: Any) -> nn.Module:
