@@ -1,12 +1,17 @@
 """Panoptic fusion (paper, section 4.4): instances by descending score, then stuff on the pixels that are left."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..structures.id_maps import SegmentInfo
+from .ops.fuse_blocks import axis_weights, claim_in_blocks, is_visible
 from .ops.fuse_cpu import fuse_on_cpu
+
+Claim = Callable[[tuple[int, int], Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def fuse_panoptic(
@@ -43,10 +48,9 @@ def fuse_panoptic(
         segments_info: One dict per segment in the order of the ids 1..K: ``id``, ``isthing``, ``category_id`` (things
             0..T-1, stuff 0..S-1), ``area`` in pixels, and for things ``score`` and ``instance_id`` (row of the input).
     """
-    order = torch.argsort(scores, descending=True, stable=True)
-    order = order[scores[order] > score_thresh]
+    order = find_order(scores, score_thresh)
     probabilities = mask_logits[order].detach().float().sigmoid()
-    fuse = fuse_tensors if sem_seg.is_cuda else fuse_on_cpu
+    fuse = partial(fuse_tensors, claim=claim_in_blocks) if sem_seg.is_cuda else fuse_on_cpu
     panoptic_seg, thing_areas, stuff_areas = fuse(
         sem_seg, boxes[order].float(), probabilities, num_stuff, overlap_thresh, stuff_area_thresh
     )
@@ -64,13 +68,23 @@ def fuse_panoptic(
     return panoptic_seg, segments_info
 
 
+def find_order(scores: Tensor, score_thresh: float) -> Tensor:
+    """Return the rows of (N,) scores strictly above ``score_thresh``, highest first, equal ones in input order."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    return order[scores[order] > score_thresh]
+
+
 @torch.no_grad()
 def fuse_tensors(
-    sem_seg: Tensor, boxes: Tensor, masks: Tensor, num_stuff: int, overlap_thresh: float, stuff_area_thresh: int
+    sem_seg: Tensor,
+    boxes: Tensor,
+    masks: Tensor,
+    num_stuff: int,
+    overlap_thresh: float,
+    stuff_area_thresh: int,
+    claim: Claim | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """State the rule of ``fuse_panoptic`` in tensors alone.
-
-    There is one step per instance, without waiting for the device and without a shape that depends on the data.
+    """State the rule of ``fuse_panoptic`` in tensors alone, without waiting for the device.
 
     Args:
         sem_seg: (H, W) integer labels, stuff 0..S-1, then things.
@@ -79,25 +93,41 @@ def fuse_tensors(
         num_stuff: The number S of stuff classes.
         overlap_thresh: The largest share of an instance that may be hidden, in 0..1.
         stuff_area_thresh: The least number of free pixels of a stuff segment.
+        claim: How the instances claim their pixels; default ``claim_in_order``.
 
     Returns:
         (H, W) int32 map, 0 is void, then ids of the kept instances in their order and of the stuff segments by class;
         (N,) int64 pixels of each instance and (S,) int64 pixels of each stuff class, 0 if it is no segment.
     """
-    panoptic_seg = torch.zeros(sem_seg.shape, dtype=torch.int32, device=sem_seg.device)
-    count = panoptic_seg.new_zeros(())
-    thing_areas = [torch.zeros((0,), dtype=torch.int64, device=sem_seg.device)]
-    for box, mask in zip(boxes, masks, strict=True):
-        panoptic_seg, count, area = claim_pixels(panoptic_seg, count, box, mask, overlap_thresh)
-        thing_areas.append(area[None])
+    panoptic_seg, thing_areas = (claim or claim_in_order)(sem_seg.shape, boxes, masks, overlap_thresh)
     # Thing labels and the pixels of instances share a bin after the stuff classes; it has no segment.
     labels = torch.where(panoptic_seg == 0, sem_seg.long().clamp(max=num_stuff), num_stuff)
     areas = torch.zeros(num_stuff + 1, dtype=torch.int64, device=sem_seg.device)
-    areas.scatter_add_(0, labels.flatten(), torch.ones_like(labels).flatten())
+    areas = areas.scatter_add(0, labels.flatten(), torch.ones_like(labels).flatten())
     is_kept = is_stuff_segment(areas[:num_stuff], stuff_area_thresh)
-    ids = torch.where(is_kept, count + is_kept.cumsum(0), 0).int()
+    ids = torch.where(is_kept, (thing_areas > 0).sum() + is_kept.cumsum(0), 0).int()
     panoptic_seg = panoptic_seg + torch.cat([ids, ids.new_zeros(1)])[labels]
-    return panoptic_seg, torch.cat(thing_areas), areas[:num_stuff] * is_kept
+    return panoptic_seg, thing_areas, areas[:num_stuff] * is_kept
+
+
+def claim_in_order(size: tuple[int, int], boxes: Tensor, masks: Tensor, overlap_thresh: float) -> tuple[Tensor, Tensor]:
+    """Let instances claim the free pixels of their masks, one after the other, unless too much of one is hidden.
+
+    Args:
+        size: (height, width) of the map.
+        boxes, masks, overlap_thresh: See ``fuse_tensors``.
+
+    Returns:
+        (H, W) int32 map, 0 is free, otherwise the number 1, 2, ... of an instance among those that were kept, and the
+        (N,) int64 pixels that each instance got, 0 if it is dropped.
+    """
+    panoptic_seg = torch.zeros(tuple(size), dtype=torch.int32, device=boxes.device)
+    count = panoptic_seg.new_zeros(())
+    areas = [torch.zeros((0,), dtype=torch.int64, device=boxes.device)]
+    for box, mask in zip(boxes, masks, strict=True):
+        panoptic_seg, count, area = claim_pixels(panoptic_seg, count, box, mask, overlap_thresh)
+        areas.append(area[None])
+    return panoptic_seg, torch.cat(areas)
 
 
 def claim_pixels(
@@ -121,29 +151,9 @@ def claim_pixels(
         foreground = rows @ mask @ columns.T > 0.5
     free = foreground & (panoptic_seg == 0)
     area, free_area = foreground.sum(), free.sum()
-    # In float64, as Python divides: an overlap of exactly the threshold must not be rounded above it.
-    is_kept = (free_area > 0) & ((area - free_area).double() / area.clamp(min=1) <= overlap_thresh)
+    is_kept = is_visible(area, free_area, overlap_thresh)
     count = count + is_kept
     return torch.where(free & is_kept, count, panoptic_seg), count, free_area * is_kept
-
-
-def axis_weights(low: Tensor, high: Tensor, num_pixels: int, num_cells: int) -> Tensor:
-    """Return the bilinear weights of mask cells at pixel centers along one axis.
-
-    Beyond the outermost cell centers a mask fades to zero, as with zero padding.
-
-    Args:
-        low, high: Scalar float32 ends of the box along the axis, in pixels.
-        num_pixels: The size of the map.
-        num_cells: The size of the mask.
-
-    Returns:
-        (num_pixels, num_cells) float32.
-    """
-    pixels = torch.arange(num_pixels, dtype=torch.float32, device=low.device) + 0.5
-    index = (pixels - low) * (num_cells / (high - low)) - 0.5
-    cells = torch.arange(num_cells, dtype=torch.float32, device=low.device)
-    return (1 - (index[:, None] - cells).abs()).clamp(min=0)
 
 
 def is_stuff_segment(area: Any, stuff_area_thresh: float) -> Any:

@@ -41,7 +41,7 @@ class _NormAct:
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``x``: (N, C, ...) float; ``residual``: same shape, added before the activation."""
-        if x.numel():
+        if not self.training or x.numel():
             y = super().forward(x)
         else:
             # DistributedDataParallel demands a gradient of every parameter, be it zero.

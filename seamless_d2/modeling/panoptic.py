@@ -157,7 +157,11 @@ class SeamlessPanoptic(PanopticFPN):
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalize the images and pad them to one size."""
         images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
-        return self._pad([(image - self.pixel_mean) / self.pixel_std for image in images], 0.0)
+        return self._pad([self.normalize_image(image) for image in images], 0.0)
+
+    def normalize_image(self, image: Tensor) -> Tensor:
+        """Return a (3, H, W) image with values in 0..255, normalized."""
+        return (image - self.pixel_mean) / self.pixel_std
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Train or predict on a batch.
@@ -230,7 +234,7 @@ class SeamlessPanoptic(PanopticFPN):
         fuse = all_outputs or "panoptic_seg" in self.outputs
         logits, detections, upsample_size = [None] * len(images), [None] * len(images), None
         if fuse or "sem_seg" in self.outputs:
-            batch_logits, upsample_size = self.predict_semantic(images, features)
+            batch_logits, upsample_size = self.predict_semantic(features, tuple(images.tensor.shape[-2:]))
             logits = batch_logits.split(1)
         if fuse or "instances" in self.outputs:
             proposals, _ = self.proposal_generator(images, features, None)
@@ -245,8 +249,8 @@ class SeamlessPanoptic(PanopticFPN):
             for *heads, image_size in zip(logits, detections, images.image_sizes, strict=True)
         ]
 
-    def predict_semantic(self, images: ImageList, features: dict[str, Tensor]) -> tuple[Tensor, Size | None]:
-        """Run the semantic head.
+    def predict_semantic(self, features: dict[str, Tensor], padded_size: Size) -> tuple[Tensor, Size | None]:
+        """Run the semantic head on the features of a batch of (height, width) ``padded_size``.
 
         Returns:
             The (N, C, h, w) logits of the batch, and the (height, width) that they are still to be brought to; None if
@@ -254,7 +258,7 @@ class SeamlessPanoptic(PanopticFPN):
         """
         extras = optional_arguments(self.sem_seg_head, upsample=False)
         logits, _ = self.sem_seg_head(features, None, **extras)
-        return logits, tuple(images.tensor.shape[-2:]) if extras else None
+        return logits, padded_size if extras else None
 
     @torch.no_grad()
     def postprocess(self, output: NetworkOutput, size: Size, **fusion_options: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..structures.segment_masks import crop_masks, crowd_overlap
 from .norm import NormFactory, init_xavier, norm_act_from_config
+from .ops.boxes import batched_nms, box_sides, clip_boxes
 from .ops.fold import FoldedNorm, fold_into, fold_own_norm, is_foldable
 from .ops.image_seeds import image_seed
 from .ops.matching import match_boxes
-from .ops.nms import batched_nms
 from .ops.roi_pooler import SeamlessROIPooler
 
 Size = tuple[int, int]
@@ -92,34 +92,44 @@ class SeamlessBoxPredictor(FastRCNNOutputLayers):
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
         """Return the detections (``pred_boxes``, ``scores``, ``pred_classes``) and the rows of their proposals."""
-        boxes = self.predict_boxes(predictions, proposals)
-        scores = self.predict_probs(predictions, proposals)
-        results = [self._select(b, s, p.image_size) for b, s, p in zip(boxes, scores, proposals, strict=True)]
-        return [r for r, _ in results], [i for _, i in results]
+        results, rows = [], []
+        counts = [len(p) for p in proposals]
+        for logits, deltas, image in zip(*(p.split(counts) for p in predictions), proposals, strict=True):
+            decoded = self.decode(logits, deltas, image.proposal_boxes.tensor)
+            boxes, scores, classes, kept = self.select(*decoded, image.image_size)
+            results.append(Instances(image.image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes))
+            rows.append(kept)
+        return results, rows
 
-    def _select(self, boxes: Tensor, scores: Tensor, image_size: Size) -> tuple[Instances, Tensor]:
-        """Select detections: score threshold, boxes with area, NMS per class, the best ``test_topk_per_image``."""
+    def decode(self, logits: Tensor, deltas: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the boxes and the (R, T + 1) probabilities of (R, 4) proposals, both as the predictor gives them."""
+        scores = logits.sigmoid() if self.use_sigmoid_ce else logits.softmax(dim=1)
+        return self.box2box_transform.apply_deltas(deltas, proposals), scores
+
+    def select(self, boxes: Tensor, scores: Tensor, image_size: Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Select the detections of one image: score threshold, boxes with area, NMS per class, the best of all.
+
+        Args:
+            boxes: (R, 4) or (R, 4 T) boxes.
+            scores: (R, T + 1) probabilities, background last.
+            image_size: (height, width) of the image.
+
+        Returns:
+            (N, 4) boxes, (N,) scores, (N,) classes and the (N,) rows of their proposals. The order is by descending
+            score; with the original's conventions by class if all detections are kept.
+        """
         scores = scores[:, :-1]
-        height, width = image_size
-        boxes = boxes.float().view(len(scores), boxes.shape[1] // 4, 4)
-        # Not by Boxes.clip, which refuses undefined numbers.
-        boxes = torch.stack([boxes[..., i].clamp(0, (width, height)[i % 2]) for i in range(4)], dim=2)
-        boxes = boxes.expand(-1, scores.shape[1], -1)
-        sides = boxes[..., 2:] - boxes[..., :2]
+        boxes = clip_boxes(boxes.float().unflatten(1, (-1, 4)), image_size).expand(-1, scores.shape[1], -1)
         # Comparisons with NaN are false, so that undefined boxes and scores drop out here too.
-        rows, classes = ((scores > self.test_score_thresh) & (sides > 0).all(dim=2)).nonzero(as_tuple=True)
+        rows, classes = ((scores > self.test_score_thresh) & (box_sides(boxes) > 0)).nonzero(as_tuple=True)
         boxes, scores = boxes[rows, classes], scores[rows, classes].float()
         kept = batched_nms(boxes, scores, classes, self.test_nms_thresh, self.original_conventions)
-        truncated = 0 <= self.test_topk_per_image < len(kept)
-        if truncated:
+        if self.original_conventions:
+            is_whole = self.test_topk_per_image < 0 or torch.ones_like(kept).sum() <= self.test_topk_per_image
+            kept = kept[(classes[kept] * is_whole).argsort(stable=True)]
+        if self.test_topk_per_image >= 0:
             kept = kept[: self.test_topk_per_image]
-        elif self.original_conventions:
-            kept = kept[classes[kept].argsort(stable=True)]
-        result = Instances(image_size)
-        result.pred_boxes = Boxes(boxes[kept])
-        result.scores = scores[kept]
-        result.pred_classes = classes[kept]
-        return result, rows[kept]
+        return boxes[kept], scores[kept], classes[kept], rows[kept]
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -178,20 +188,20 @@ class SeamlessMaskHead(BaseMaskRCNNHead):
     def _embed(self, x: Tensor) -> Tensor:
         return self.deconv_norm(self.deconv(self.convs(x)))
 
-    def _class_logits(self, x: Tensor, classes: Tensor) -> Tensor:
+    def class_logits(self, x: Tensor, classes: Tensor) -> Tensor:
         """Return (M, 28, 28) logits of one class per ROI; masks of the other classes are never computed."""
         embedding = self._embed(x)
         classes = classes if self.predictor.out_channels > 1 else torch.zeros_like(classes)
         weight, bias = self.predictor.weight[classes, :, 0, 0], self.predictor.bias[classes]
         logits = torch.bmm(weight[:, None].to(embedding.dtype), embedding.flatten(2)) + bias[:, None, None]
-        return logits.view(len(x), *embedding.shape[-2:]).float()
+        return logits.view(x.shape[0], *embedding.shape[-2:]).float()
 
     def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
         """Training: {"loss_mask": scalar}. Inference: the instances with ``pred_masks`` (N, 1, 28, 28)
         probabilities and ``mask_logits`` (N, 28, 28)."""
         if self.training:
             return {"loss_mask": self.losses(x, instances) * self.loss_weight}
-        logits = self._class_logits(x, cat([i.pred_classes for i in instances]))
+        logits = self.class_logits(x, cat([i.pred_classes for i in instances]))
         for i, image_logits in zip(instances, logits.split([len(i) for i in instances]), strict=True):
             i.mask_logits = image_logits
             i.pred_masks = image_logits[:, None].sigmoid()
@@ -202,7 +212,7 @@ class SeamlessMaskHead(BaseMaskRCNNHead):
         instances = [i for i in instances if len(i)]
         if not instances:
             return x.sum() * 0.0 + sum(p.sum() * 0.0 for p in self.parameters())
-        logits = self._class_logits(x, cat([i.gt_classes for i in instances]))
+        logits = self.class_logits(x, cat([i.gt_classes for i in instances]))
         crops = [crop_masks(i.gt_masks, i.proposal_boxes.tensor, logits.shape[-1]) for i in instances]
         target, void = cat([t for t, _ in crops]).float(), cat([v for _, v in crops])
         weight = torch.ones_like(target) if self.void_is_background else (~void).float()
@@ -338,6 +348,34 @@ class SeamlessROIHeads(StandardROIHeads):
         if mask_score_thresh is not None:
             instances = [i[i.scores > mask_score_thresh] for i in instances]
         return self.forward_with_given_boxes(features, instances, padded_size), {}
+
+    def detect_tensors(
+        self, features: dict[str, Tensor], proposals: Tensor, image_size: Size, mask_score_thresh: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Detect the instances of one unpadded image as ``forward`` does, in tensors alone: the form of exported models.
+
+        Args:
+            features: One (1, C, h, w) map per name in ``in_features``.
+            proposals: (R, 4) boxes.
+            image_size: (height, width) of the image.
+            mask_score_thresh: See ``forward``.
+
+        Returns:
+            (N, 4) boxes, (N,) scores, (N,) classes and (N, h, w) mask logits.
+        """
+        # Layers need not work without ROIs: one more is appended to theirs and dropped from their outputs.
+        spare = proposals.new_tensor([[0.0, 0.0, 1.0, 1.0]])
+        maps = [features[name] for name in self.box_in_features]
+        pooled = self.box_pooler.pool(maps, torch.cat([proposals, spare]), image_size)
+        logits, deltas = (x[:-1].float() for x in self.box_predictor(self.box_head(pooled)))
+        decoded = self.box_predictor.decode(logits, deltas, proposals)
+        boxes, scores, classes, _ = self.box_predictor.select(*decoded, image_size)
+        chosen = scores > mask_score_thresh
+        boxes, scores, classes = boxes[chosen], scores[chosen], classes[chosen]
+        maps = [features[name] for name in self.mask_in_features]
+        pooled = self.mask_pooler.pool(maps, torch.cat([boxes, spare]), image_size)
+        masks = self.mask_head.class_logits(pooled, torch.cat([classes, classes.new_zeros(1)]))[:-1]
+        return boxes, scores, classes, masks
 
     def detect_boxes(
         self, features: dict[str, Tensor], proposals: list[Instances], padded_size: Size | None = None

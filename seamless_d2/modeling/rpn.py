@@ -15,9 +15,9 @@ from torch import Tensor
 from ..errors import UserError
 from ..structures.segment_masks import crowd_overlap
 from .norm import NormFactory, init_xavier, norm_act_from_config
+from .ops.boxes import batched_nms, box_sides, clip_boxes
 from .ops.image_seeds import image_seed
 from .ops.matching import best_matches
-from .ops.nms import batched_nms
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -84,17 +84,21 @@ class SeamlessRPN(RPN):
             The proposals of each image (``proposal_boxes``, ``objectness_logits``), and the losses, which are empty in
             inference.
         """
-        maps = [features[name] for name in self.in_features]
-        anchors = self.anchor_generator(maps)
-        logits, deltas = self.rpn_head(maps)
-        # Anchors are numbered by row, column and then by their kind.
-        logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
-        deltas = [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas]
+        anchors, logits, deltas = self.run_head(features)
         losses: dict[str, Tensor] = {}
         if self.training:
             labels, boxes = self.label_and_sample_anchors(anchors, gt_instances, image_seeds)
             losses = self.losses(anchors, logits, labels, deltas, boxes)
         return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
+
+    def run_head(self, features: dict[str, Tensor]) -> tuple[list[Boxes], list[Tensor], list[Tensor]]:
+        """Return the anchors of each level with their (N, A) logits and (N, A, 4) deltas."""
+        maps = [features[name] for name in self.in_features]
+        logits, deltas = self.rpn_head(maps)
+        # Anchors are numbered by row, column and then by their kind.
+        logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
+        deltas = [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas]
+        return self.anchor_generator(maps), logits, deltas
 
     @torch.no_grad()
     def label_and_sample_anchors(
@@ -198,40 +202,52 @@ class SeamlessRPN(RPN):
         Returns:
             The proposals of each image by descending score (``proposal_boxes``, ``objectness_logits``).
         """
-        all_anchors = Boxes.cat(anchors).tensor
-        logits, deltas = cat(pred_objectness_logits, dim=1).float(), cat(pred_anchor_deltas, dim=1).float()
+        anchors = Boxes.cat(anchors).tensor
+        logits, deltas = cat(pred_objectness_logits, dim=1), cat(pred_anchor_deltas, dim=1)
         proposals = []
-        for scores, image_deltas, image_size in zip(logits, deltas, image_sizes, strict=True):
-            if self.min_box_size > 0:
-                boxes = Boxes(self.box2box_transform.apply_deltas(image_deltas, all_anchors))
-                boxes.clip(image_size)
-                scores, index = self._best(scores, _sides(boxes) >= self.min_box_size)
-            else:
-                scores, index = self._best(scores, None)
-            boxes = Boxes(self.box2box_transform.apply_deltas(image_deltas[index], all_anchors[index]))
-            finite = torch.isfinite(boxes.tensor).all(dim=1) & torch.isfinite(scores)
-            # Detectron2 raises here in training, in one process out of many; with us the losses tell all of them.
-            boxes, scores = boxes[finite], scores[finite]
-            boxes.clip(image_size)
-            if not self.original_conventions:
-                keep = _sides(boxes) > 0
-                boxes, scores = boxes[keep], scores[keep]
-            kept = batched_nms(boxes.tensor, scores, None, self.nms_thresh, self.original_conventions)
-            kept = kept[: self.post_nms_topk[self.training]]
+        for image_logits, image_deltas, image_size in zip(logits, deltas, image_sizes, strict=True):
             result = Instances(image_size)
-            result.proposal_boxes = boxes[kept]
-            result.objectness_logits = scores[kept]
+            boxes, scores = self.select_proposals(anchors, image_logits, image_deltas, image_size)
+            result.proposal_boxes, result.objectness_logits = Boxes(boxes), scores
             proposals.append(result)
         return proposals
 
-    def _best(self, scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the highest of the allowed scores and their rows, at most ``pre_nms_topk``."""
-        rows = None if allowed is None else allowed.nonzero()[:, 0]
-        candidates = scores if rows is None else scores[rows]
-        best, index = candidates.topk(min(self.pre_nms_topk[self.training], len(candidates)))
-        return best, index if rows is None else rows[index]
+    def propose_tensors(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Tensor:
+        """Return the (N, 4) proposals of one image, as ``forward`` does, in tensors alone: the form of exported models.
 
+        Args:
+            features: One (1, C, h, w) map per name in ``in_features``.
+            image_size: (height, width) of the image.
+        """
+        anchors, logits, deltas = self.run_head(features)
+        logits, deltas = (cat(x, dim=1)[0] for x in (logits, deltas))
+        return self.select_proposals(Boxes.cat(anchors).tensor, logits, deltas, image_size)[0]
 
-def _sides(boxes: Boxes) -> Tensor:
-    """Return the (N,) length of the shorter side of each box."""
-    return (boxes.tensor[:, 2:] - boxes.tensor[:, :2]).amin(dim=1)
+    def select_proposals(
+        self, anchors: Tensor, logits: Tensor, deltas: Tensor, image_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Select the proposals of one image, see ``predict_proposals``.
+
+        Args:
+            anchors: (A, 4) anchors of all levels.
+            logits: (A,) objectness logits.
+            deltas: (A, 4) box deltas.
+            image_size: (height, width) of the image.
+
+        Returns:
+            (N, 4) float32 boxes and their (N,) logits, by descending score.
+        """
+        logits = logits.float()
+        if self.min_box_size > 0:
+            boxes = clip_boxes(self.box2box_transform.apply_deltas(deltas, anchors), image_size)
+            logits = torch.where(box_sides(boxes) >= self.min_box_size, logits, -torch.inf)
+        logits, index = logits.topk(torch.sym_min(self.pre_nms_topk[self.training], logits.shape[0]))
+        boxes = clip_boxes(self.box2box_transform.apply_deltas(deltas[index], anchors[index]), image_size)
+        # Detectron2 raises for undefined ones in training, in one process out of many; with us the losses tell all.
+        keep = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits)
+        if not self.original_conventions:
+            keep &= box_sides(boxes) > 0
+        boxes, logits = boxes[keep], logits[keep]
+        kept = batched_nms(boxes, logits, None, self.nms_thresh, self.original_conventions)
+        kept = kept[: self.post_nms_topk[self.training]]
+        return boxes[kept], logits[kept]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data.transforms import to_tensor
 from ..errors import UserError
-from ..modeling.ops.nms import batched_nms
+from ..modeling.ops.boxes import batched_nms
 from ..modeling.ops.optional_arguments import optional_arguments
 from ..modeling.panoptic import NetworkOutput, SeamlessPanoptic, mask_logits
 
@@ -101,7 +101,7 @@ def _predict_logits(model: SeamlessPanoptic, view: _View, size: Size) -> tuple[T
     The grid is a quarter of ``size`` for heads that leave their logits at the resolution of the features, as long as
     the view has no padding; otherwise it is ``size`` itself.
     """
-    logits, upsample_size = model.predict_semantic(view.images, view.features)
+    logits, upsample_size = model.predict_semantic(view.features, view.padded_size)
     if upsample_size is None or model.pads_images:
         output = NetworkOutput(logits, None, view.images.image_sizes[0], upsample_size)
         logits, grid, upsample_size = output.scores(), size, None

@@ -287,8 +287,8 @@ def test_score_threshold_is_strict(toy_cfg: CfgNode) -> None:
     predictor = make_predictor(toy_cfg, test_score_thresh=0.25)
     scores = torch.tensor([[0.25, 0.25, 0.25], [0.26, 0.24, 0.25]])
     boxes = torch.stack([BOXES[0], BOXES[2]]).repeat(1, THINGS)
-    result, _ = predictor._select(boxes, torch.cat([scores, 1 - scores.sum(1, keepdim=True)], dim=1), (64, 96))
-    assert result.scores.tolist() == pytest.approx([0.26])
+    scores = torch.cat([scores, 1 - scores.sum(1, keepdim=True)], dim=1)
+    assert predictor.select(boxes, scores, (64, 96))[1].tolist() == pytest.approx([0.26])
 
 
 def test_detections_are_clipped_and_have_area(toy_cfg: CfgNode) -> None:
@@ -303,8 +303,7 @@ def test_undefined_scores_drop_out(toy_cfg: CfgNode) -> None:
     scores = torch.tensor([[float("nan"), 0.5, 0, 0.5], [0.5, 0, 0, 0.5]])
     boxes = BOXES[[0, 2]].repeat(1, THINGS)
     boxes[1, 0] = float("nan")
-    result, _ = predictor._select(boxes, scores, (64, 96))
-    assert result.pred_classes.tolist() == [1]
+    assert predictor.select(boxes, scores, (64, 96))[2].tolist() == [1]
 
 
 def test_no_proposals(toy_cfg: CfgNode) -> None:

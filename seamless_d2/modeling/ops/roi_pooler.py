@@ -57,20 +57,30 @@ class SeamlessROIPooler(ROIPooler):
         """
         if padded_size is None:
             padded_size = (x[0].shape[-2] * self.strides[0], x[0].shape[-1] * self.strides[0])
-        rois = convert_boxes_to_pooler_format(box_lists).to(
-            x[0].dtype if x[0].dtype == torch.float64 else torch.float32
-        )
+        rois = convert_boxes_to_pooler_format(box_lists)
+        return self.pool(x, rois[:, 1:], padded_size, rois[:, 0])
+
+    def pool(self, x: list[Tensor], boxes: Tensor, padded_size: Size, images: Tensor | None = None) -> Tensor:
+        """Pool boxes that are tensors.
+
+        Args:
+            x, padded_size: See ``forward``.
+            boxes: (M, 4) float x0, y0, x1, y1.
+            images: (M,) the number of each box's image; default 0.
+        """
         levels = assign_boxes_to_levels(
-            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+            [Boxes(boxes)], self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
-        output = x[0].new_zeros((len(rois), x[0].shape[1], *self.output_size))
+        boxes = boxes.to(x[0].dtype if x[0].dtype == torch.float64 else torch.float32)
+        images = torch.zeros_like(boxes[:, 0]) if images is None else images.to(boxes.dtype)
+        output = x[0].new_zeros((boxes.shape[0], x[0].shape[1], *self.output_size))
         for level, features in enumerate(x):
             index = (levels == level).nonzero()[:, 0]
             ratio_y, ratio_x = features.shape[-2] / padded_size[0], features.shape[-1] / padded_size[1]
-            ratio = rois.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
             # aligned=True subtracts half a feature pixel again.
-            boxes = torch.cat([rois[index, :1], (rois[index, 1:] - 0.5) * ratio + 0.5], dim=1)
-            output = output.index_put((index,), self._align(features, boxes))
+            x0, y0, x1, y1 = ((boxes[index, i] - 0.5) * (ratio_x, ratio_y)[i % 2] + 0.5 for i in range(4))
+            rois = torch.stack([images[index], x0, y0, x1, y1], dim=1)
+            output = output.index_put((index,), self._align(features, rois))
         return output
 
     def _align(self, features: Tensor, boxes: Tensor) -> Tensor:
@@ -81,6 +91,8 @@ class SeamlessROIPooler(ROIPooler):
         def align(part: Tensor) -> Tensor:
             return roi_align(features, part, self.output_size, 1.0, self.sampling_ratio, True)
 
+        if torch.compiler.is_compiling():
+            return align(boxes)
         threads = torch.get_num_threads()
         if features.is_cuda or features.requires_grad or len(boxes) < _MIN_ROIS * threads or threads == 1:
             return align(boxes)

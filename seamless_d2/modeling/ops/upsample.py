@@ -24,6 +24,9 @@ def upsampled_labels(logits: Tensor, padded_size: tuple[int, int], image_size: t
     Returns:
         (height, width) labels, uint8 if C allows it, otherwise int64.
     """
+    if torch.compiler.is_compiling():
+        scores = F.interpolate(logits, padded_size, mode="bilinear", align_corners=False)[0]
+        return scores[:, : image_size[0], : image_size[1]].argmax(dim=0)
     # Tracing passes sizes as tensors.
     padded_size, image_size = ((int(size[0]), int(size[1])) for size in (padded_size, image_size))
     scores = logits[0].float()

@@ -1,10 +1,11 @@
-"""The NumPy fusion against the plain rule: thousands of random scenes, and the original program's cases."""
+"""The fast forms of the fusion against the plain rule: thousands of random scenes, and the original program's cases."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from seamless_d2.modeling.fusion import fuse_tensors
+from seamless_d2.modeling.ops.fuse_blocks import claim_in_blocks
 from seamless_d2.modeling.ops.fuse_cpu import fuse_on_cpu
 
 from ...helpers.devices import DEVICES
@@ -12,10 +13,11 @@ from ...helpers.reference import fusion_case, load_infos, load_numbers, xyxy
 
 
 def check_equal(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
-    expected, found = fuse_tensors(*arguments), fuse_on_cpu(*arguments)
-    for plain, fast in zip(expected, found, strict=True):
-        assert plain.dtype == fast.dtype and torch.equal(plain, fast)
-    return found
+    expected = fuse_tensors(*arguments)
+    for found in (fuse_on_cpu(*arguments), fuse_tensors(*arguments, claim=claim_in_blocks)):
+        for plain, fast in zip(expected, found, strict=True):
+            assert plain.dtype == fast.dtype and torch.equal(plain, fast)
+    return expected
 
 
 def random_scene(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, int, float, int]:
@@ -85,6 +87,7 @@ def test_devices_agree(device: str) -> None:
     for _ in range(50):
         sem_seg, boxes, masks, *rest = random_scene(generator)
         expected = fuse_on_cpu(sem_seg, boxes, masks, *rest)
-        found = fuse_tensors(sem_seg.to(device), boxes.to(device), masks.to(device), *rest)
+        moved = (sem_seg.to(device), boxes.to(device), masks.to(device), *rest)
+        found = fuse_tensors(*moved, claim=claim_in_blocks)
         # A GPU may round a product otherwise: single pixels at the very threshold may differ.
         assert (found[0].cpu() != expected[0]).sum() <= (0 if device == "cpu" else 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seamless_d2.modeling.ops.nms import batched_nms
+from seamless_d2.modeling.ops.boxes import batched_nms
 
 # Two boxes whose intersection is exactly half of their union, and one apart.
 HALF = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]])

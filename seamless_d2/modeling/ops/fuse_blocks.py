@@ -1,0 +1,134 @@
+"""Instances claim their pixels block by block: without a loop over whole images, for GPUs and exported models.
+
+``claim_in_blocks`` equals ``claim_in_order`` of ``modeling/fusion.py``, pixel by pixel. Masks are only computed in the
+blocks of 32x32 pixels that their boxes touch, and from instance to instance only those pixels are looked at that several
+instances claim.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The side of a block, in pixels.
+BLOCK = 32
+Carry = tuple[Tensor, Tensor]
+
+
+def axis_weights(low: Tensor, high: Tensor, num_pixels: int, num_cells: int, first: Tensor | int = 0) -> Tensor:
+    """Return the bilinear weights of mask cells at pixel centers along one axis.
+
+    Beyond the outermost cell centers a mask fades to zero, as with zero padding.
+
+    Args:
+        low, high: (...) float32 ends of boxes along the axis, in pixels.
+        num_pixels: The number of pixels.
+        num_cells: The size of the mask.
+        first: (...) the number of the first pixel.
+
+    Returns:
+        (..., num_pixels, num_cells) float32.
+    """
+    centers = torch.arange(num_pixels, dtype=torch.float32, device=low.device) + 0.5
+    if isinstance(first, Tensor):
+        centers = first[..., None] + centers
+    index = (centers - low[..., None]) * (num_cells / (high - low))[..., None] - 0.5
+    cells = torch.arange(num_cells, dtype=torch.float32, device=low.device)
+    return (1 - (index[..., None] - cells).abs()).clamp(min=0)
+
+
+@torch.no_grad()
+def claim_in_blocks(
+    size: tuple[int, int], boxes: Tensor, masks: Tensor, overlap_thresh: float
+) -> tuple[Tensor, Tensor]:
+    """Compute what ``claim_in_order`` computes; see there for arguments and results."""
+    # One more instance, which claims nothing, and one more block, which nobody claims: then no tensor here is empty,
+    # which not every runtime could handle.
+    boxes = torch.cat([boxes, boxes.new_tensor([[0.0, 0.0, 1.0, 1.0]])])
+    masks = torch.cat([masks, masks.new_zeros((1, *masks.shape[1:]))])
+    height, width = size
+    down, across = (height + BLOCK - 1) // BLOCK, (width + BLOCK - 1) // BLOCK
+    spare = down * across
+    meets = _find_blocks(boxes[:, 1], boxes[:, 3], down)[:, :, None]
+    meets = meets & _find_blocks(boxes[:, 0], boxes[:, 2], across)[:, None, :]
+    # One row of ``foreground`` for each instance and block that meet, and an empty one for all others.
+    instance, y, x = meets.nonzero(as_tuple=True)
+    block = y * across + x
+    meets = F.pad(meets.flatten(1), (0, 1))
+    row_of = torch.where(meets, meets.flatten().cumsum(0).view_as(meets) - 1, instance.shape[0])
+    foreground = _paste(boxes[instance], masks[instance], y * BLOCK, x * BLOCK, size)
+    areas = torch.zeros(boxes.shape[:1], dtype=torch.int64, device=boxes.device)
+    areas = areas.index_add(0, instance, foreground.sum(dim=1))
+
+    claims = torch.zeros((spare + 1, BLOCK * BLOCK), dtype=torch.int32, device=boxes.device)
+    claims = claims.index_put((block,), foreground.int(), accumulate=True)
+    contested_block, contested_pixel = (
+        torch.cat([index, index.new_full((1,), last)])
+        for index, last in zip((claims > 1).nonzero(as_tuple=True), (spare, 0), strict=True)
+    )
+    padded = torch.cat([foreground, foreground.new_zeros((1, BLOCK * BLOCK))])
+
+    def step(carry: Carry, instance: tuple[Tensor, Tensor]) -> tuple[Carry, Tensor]:
+        """Let one instance claim its contested pixels that are free, unless too much of it is hidden."""
+        owner, count = carry
+        row_of_block, area = instance
+        mine = padded[row_of_block[contested_block], contested_pixel]
+        free_area = area - (mine & (owner > 0)).sum()
+        is_kept = is_visible(area, free_area, overlap_thresh)
+        count = count + is_kept
+        return (torch.where(mine & (owner == 0) & is_kept, count, owner), count), free_area * is_kept
+
+    owner = claims.new_zeros(contested_block.shape)
+    (owner, _), areas = _scan(step, (owner, claims.new_zeros(())), (row_of, areas))
+    ids = torch.where(areas > 0, (areas > 0).cumsum(0), 0).int()
+    panoptic_seg = torch.zeros_like(claims).index_put((block,), foreground * ids[instance, None], accumulate=True)
+    panoptic_seg = panoptic_seg.index_put((contested_block, contested_pixel), owner)
+    panoptic_seg = panoptic_seg[:-1].view(down, across, BLOCK, BLOCK).permute(0, 2, 1, 3)
+    panoptic_seg = panoptic_seg.reshape(down * BLOCK, across * BLOCK)
+    # Not by slices: whether a slice is the whole is a question that torch.export would answer once and for all.
+    for axis, length in enumerate(size):
+        panoptic_seg = panoptic_seg.index_select(axis, torch.arange(length, device=boxes.device))
+    return panoptic_seg, areas[:-1]
+
+
+def is_visible(area: Tensor, free_area: Tensor, overlap_thresh: float) -> Tensor:
+    """Return whether instances of ``area`` pixels, of which ``free_area`` are free, enter the map."""
+    # In float64, as Python divides: an overlap of exactly the threshold must not be rounded above it.
+    return (free_area > 0) & ((area - free_area).double() / area.clamp(min=1) <= overlap_thresh)
+
+
+def _find_blocks(low: Tensor, high: Tensor, count: int) -> Tensor:
+    """Return (N, count) bool: which blocks along an axis hold pixels of (N,) boxes."""
+    number = torch.arange(count, device=low.device)
+    low, high = low[:, None], high[:, None]
+    return (low < high) & (number * BLOCK < high) & ((number + 1) * BLOCK > low)
+
+
+def _paste(boxes: Tensor, masks: Tensor, row: Tensor, column: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return (B, BLOCK * BLOCK) bool: the foreground of (B, h, w) masks in blocks that begin at (B,) rows and columns.
+
+    Pixels outside the map, of (height, width) ``size``, are background.
+    """
+    with torch.autocast(masks.device.type, enabled=False):
+        down = axis_weights(boxes[:, 1], boxes[:, 3], BLOCK, masks.shape[1], row)
+        across = axis_weights(boxes[:, 0], boxes[:, 2], BLOCK, masks.shape[2], column)
+        foreground = down @ masks @ across.mT > 0.5
+    pixels = torch.arange(BLOCK, device=boxes.device)
+    is_inside = ((row[:, None] + pixels) < size[0])[:, :, None] & ((column[:, None] + pixels) < size[1])[:, None, :]
+    return (foreground & is_inside).flatten(1)
+
+
+def _scan(
+    step: Callable[[Carry, tuple[Tensor, Tensor]], tuple[Carry, Tensor]], carry: Carry, inputs: tuple[Tensor, Tensor]
+) -> tuple[Carry, Tensor]:
+    """Call ``step`` for each row of the inputs, one after the other; return the last carry and all outputs."""
+    if torch.compiler.is_compiling():
+        from torch._higher_order_ops.scan import scan
+
+        return scan(step, carry, inputs)
+    outputs = []
+    for row in zip(*inputs, strict=True):
+        carry, output = step(carry, row)
+        outputs.append(output)
+    return carry, torch.stack(outputs)
