@@ -8,8 +8,6 @@ from ..modeling.fusion import find_order, fuse_tensors
 from ..modeling.ops.fuse_blocks import claim_in_blocks
 from ..modeling.panoptic import NetworkOutput, SeamlessPanoptic
 
-OUTPUTS = ("panoptic", "category", "isthing", "score", "area", "box")
-
 
 class ExportForm(nn.Module):
     """``SeamlessPanoptic`` for a single image, made of the functions that the model itself calls."""
@@ -32,8 +30,8 @@ class ExportForm(nn.Module):
                 )
         if model.pads_images:
             raise UserError(
-                f"{type(model.backbone).__name__} or {type(model.sem_seg_head).__name__} takes padded images only, which "
-                "has no export form; export a model with build_seamless_fpn and SeamlessSemSegHead"
+                f"{type(model.backbone).__name__} or {type(model.sem_seg_head).__name__} takes padded images only, "
+                "which has no export form; export a model with build_seamless_fpn and SeamlessSemSegHead"
             )
         if model.fuse_at != "input":
             raise UserError(
@@ -50,9 +48,9 @@ class ExportForm(nn.Module):
             image: (3, H, W) uint8 RGB at the size of the network.
 
         Returns:
-            ``OUTPUTS``: (H, W) int32 map, 0 is void, otherwise ids 1..K; then of each of the K segments the category
-            (K,) int32 (things 0..T-1, stuff 0..S-1), isthing (K,) bool, score (K,) float32 in 0..1 (0 for stuff), area
-            (K,) int32 in pixels, and box (K, 4) float32 x0, y0, x1, y1 as predicted (all 0 for stuff).
+            ``session.OUTPUTS``: (H, W) int32 map, 0 is void, otherwise ids 1..K; then of each of the K segments the
+            category (K,) int32 (things 0..T-1, stuff 0..S-1), isthing (K,) bool, score (K,) float32 in 0..1 (0 for
+            stuff), area (K,) int32 in pixels, and box (K, 4) float32 x0, y0, x1, y1 as predicted (all 0 for stuff).
         """
         model, size = self.model, image.shape[-2:]
         features = model.backbone(model.normalize_image(image.flip(0) if self.flip else image)[None])

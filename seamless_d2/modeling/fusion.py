@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..structures.id_maps import SegmentInfo
+from ..structures.id_maps import SegmentInfo, nearest_positions, renumber
 from .ops.fuse_blocks import axis_weights, claim_in_blocks, is_visible
 from .ops.fuse_cpu import fuse_on_cpu
 
@@ -180,15 +180,10 @@ def resize_panoptic(
     if (height, width) == (old_height, old_width):
         return panoptic_seg, segments_info
     device = panoptic_seg.device
-    rows = (torch.arange(height, device=device, dtype=torch.float64) + 0.5) * (old_height / height)
-    columns = (torch.arange(width, device=device, dtype=torch.float64) + 0.5) * (old_width / width)
-    resized = panoptic_seg[
-        rows.long().clamp(max=old_height - 1)[:, None], columns.long().clamp(max=old_width - 1)[None, :]
-    ]
+    rows, columns = (
+        torch.from_numpy(nearest_positions(*sizes)).to(device) for sizes in ((old_height, height), (old_width, width))
+    )
+    resized = panoptic_seg[rows[:, None], columns[None, :]]
     areas = torch.bincount(resized.flatten(), minlength=len(segments_info) + 1).tolist()
-    kept, new_id = [], [0] * (len(segments_info) + 1)
-    for segment in segments_info:
-        if areas[segment["id"]]:
-            new_id[segment["id"]] = len(kept) + 1
-            kept.append({**segment, "id": len(kept) + 1, "area": areas[segment["id"]]})
+    new_id, kept = renumber(areas, segments_info)
     return torch.tensor(new_id, dtype=torch.int32, device=device)[resized.long()], kept

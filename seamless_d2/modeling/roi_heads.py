@@ -352,7 +352,7 @@ class SeamlessROIHeads(StandardROIHeads):
     def detect_tensors(
         self, features: dict[str, Tensor], proposals: Tensor, image_size: Size, mask_score_thresh: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Detect the instances of one unpadded image as ``forward`` does, in tensors alone: the form of exported models.
+        """Detect the instances of one unpadded image as ``forward`` does, in tensors alone, for exported models.
 
         Args:
             features: One (1, C, h, w) map per name in ``in_features``.

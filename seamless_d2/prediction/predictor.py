@@ -18,13 +18,12 @@ from ..checkpoint import load_weights
 from ..config import load_config
 from ..data.transforms import build_resize, to_tensor
 from ..errors import UserError
-from ..io import read_image
 from ..modeling.ops.fold import compile_network, prepare_for_inference
 from ..modeling.panoptic import NetworkOutput, SeamlessPanoptic, mask_logits
 from ..structures.classes import Classes
 from ..structures.id_maps import SegmentInfo
 from .options import PredictionOptions
-from .result import HeadOutputs, PanopticResult
+from .result import HeadOutputs, PanopticResult, image_array
 from .tiles import Stitcher, plan_tiles
 from .tta import average_views
 
@@ -126,11 +125,7 @@ class Predictor:
 
     def prepare(self, image: ImageLike) -> PreparedImage:
         """Run the first stage: read and resize an image; arguments and errors are those of ``predict``."""
-        array = image if isinstance(image, np.ndarray) else read_image(image)
-        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
-            raise UserError(
-                f"an image must be a (height, width, 3) uint8 RGB array, not {array.shape} {array.dtype}; convert it"
-            )
+        array = image_array(image)
         is_cut = self._is_cut(array)
         if not is_cut and min(self._get_network_size(array)) < 1:
             raise UserError(

@@ -3,20 +3,32 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from ..errors import UserError
-from ..io import ids_to_rgb, save_image, save_png, write_json
+from ..io import ids_to_rgb, read_image, save_image, save_png, write_json
 from ..structures.classes import Classes
 from ..structures.id_maps import SegmentInfo, instance_annotations, measure_segments
 from ..visualization import draw_overlay
 from .formats import register_format, write_formats
 
+if TYPE_CHECKING:  # exported models run without it
+    from torch import Tensor
+
 # Ids of an "ids" PNG are 16-bit numbers.
 _MAX_ID = 65535
+
+
+def image_array(image: np.ndarray | str | Path) -> np.ndarray:
+    """Return an image, read if it is a file; raise ``UserError`` if it is no (height, width, 3) uint8 array."""
+    array = image if isinstance(image, np.ndarray) else read_image(image)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+        raise UserError(
+            f"an image must be a (height, width, 3) uint8 RGB array, not {array.shape} {array.dtype}; convert it"
+        )
+    return array
 
 
 @dataclass(frozen=True)
@@ -74,11 +86,11 @@ class HeadOutputs:
         mask_logits: (N, h, w) float logits over the boxes.
     """
 
-    sem_seg: Tensor
-    boxes: Tensor
-    classes: Tensor
-    scores: Tensor
-    mask_logits: Tensor
+    sem_seg: "Tensor"
+    boxes: "Tensor"
+    classes: "Tensor"
+    scores: "Tensor"
+    mask_logits: "Tensor"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ This module imports neither PyTorch nor Detectron2.
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .coco_json import CocoCategory, convert_entries
+
+if TYPE_CHECKING:
+    from .coco_json import CocoCategory
 
 Color = tuple[int, int, int]
 #: The semantic label of void. Labels have 8 bits in files and in Detectron2, so that there are at most 255 classes.
@@ -81,7 +83,7 @@ class Classes:
         return cls(names, default_colors(num_classes), list(range(1, num_classes + 1)), num_classes - num_things)
 
     @classmethod
-    def from_categories(cls, categories: Sequence[CocoCategory | dict[str, Any]], source: str) -> "Classes":
+    def from_categories(cls, categories: "Sequence[CocoCategory | dict[str, Any]]", source: str) -> "Classes":
         """Read the ``categories`` of a COCO panoptic json; their colors are optional.
 
         Args:
@@ -91,6 +93,8 @@ class Classes:
         Raises:
             UserError: A category does not follow the schema, or an id occurs twice.
         """
+        from .coco_json import CocoCategory, convert_entries  # exported models run without msgspec
+
         ordered = sorted(convert_entries(categories, list[CocoCategory], source), key=lambda c: bool(c.isthing))
         ids = [c.id for c in ordered]
         if len(set(ids)) != len(ids):

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 #: A segment of a panoptic map: a dict with id, isthing, category_id and area, for things also score.
 SegmentInfo = dict[str, Any]
@@ -50,6 +49,42 @@ def replace_ids(ids: np.ndarray, new_ids: dict[int, int]) -> np.ndarray:
     for rows in _split_rows(ids):
         replaced[rows] = table[ids[rows]]
     return replaced
+
+
+def nearest_positions(size: int, new_size: int) -> np.ndarray:
+    """Return, along one axis, the (new_size,) int64 source positions of nearest sampling at pixel centers."""
+    positions = (np.arange(new_size, dtype=np.float64) + 0.5) * (size / new_size)
+    return positions.astype(np.int64).clip(max=size - 1)
+
+
+def renumber(areas: list[int], segments: list[SegmentInfo]) -> tuple[list[int], list[SegmentInfo]]:
+    """Drop the segments without pixels, and make the ids consecutive in the old order.
+
+    Args:
+        areas: The number of pixels of each id, 0 for void included.
+        segments: The K segments in the order of their ids 1..K.
+
+    Returns:
+        The new id of each old one, and new dicts with ``areas``.
+    """
+    kept: list[SegmentInfo] = []
+    new_id = [0] * (len(segments) + 1)
+    for segment in segments:
+        if areas[segment["id"]]:
+            new_id[segment["id"]] = len(kept) + 1
+            kept.append({**segment, "id": len(kept) + 1, "area": areas[segment["id"]]})
+    return new_id, kept
+
+
+def resize_ids(
+    ids: np.ndarray, segments: list[SegmentInfo], height: int, width: int
+) -> tuple[np.ndarray, list[SegmentInfo]]:
+    """Do what ``modeling.fusion.resize_panoptic`` does, in NumPy; see there."""
+    if ids.shape == (height, width):
+        return ids, segments
+    ids = ids[nearest_positions(ids.shape[0], height)[:, None], nearest_positions(ids.shape[1], width)]
+    new_id, kept = renumber(np.bincount(ids.ravel(), minlength=len(segments) + 1).tolist(), segments)
+    return np.array(new_id, np.int32)[ids], kept
 
 
 def count_pairs(ids: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
@@ -121,6 +156,8 @@ def instance_annotations(
         segments: Dicts with id, category_id, iscrowd, area and bbox.
         thing_ids: The category ids of the things.
     """
+    from pycocotools import mask as coco_mask  # exported models run without it
+
     things = [s for s in segments if s["category_id"] in thing_ids]
     # The encoder takes masks in column-major order; transposing the map once is faster than each mask.
     columns = np.asfortranarray(ids) if things else ids

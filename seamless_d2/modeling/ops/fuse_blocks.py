@@ -1,8 +1,8 @@
 """Instances claim their pixels block by block: without a loop over whole images, for GPUs and exported models.
 
 ``claim_in_blocks`` equals ``claim_in_order`` of ``modeling/fusion.py``, pixel by pixel. Masks are only computed in the
-blocks of 32x32 pixels that their boxes touch, and from instance to instance only those pixels are looked at that several
-instances claim.
+blocks of 32x32 pixels that their boxes touch, and from instance to instance only those pixels are looked at that
+several instances claim.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 
 # The side of a block, in pixels.
 BLOCK = 32
-Carry = tuple[Tensor, Tensor]
+Step = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def axis_weights(low: Tensor, high: Tensor, num_pixels: int, num_cells: int, first: Tensor | int = 0) -> Tensor:
@@ -63,28 +63,25 @@ def claim_in_blocks(
 
     claims = torch.zeros((spare + 1, BLOCK * BLOCK), dtype=torch.int32, device=boxes.device)
     claims = claims.index_put((block,), foreground.int(), accumulate=True)
-    contested_block, contested_pixel = (
-        torch.cat([index, index.new_full((1,), last)])
-        for index, last in zip((claims > 1).nonzero(as_tuple=True), (spare, 0), strict=True)
-    )
-    padded = torch.cat([foreground, foreground.new_zeros((1, BLOCK * BLOCK))])
+    contested = torch.cat([(claims > 1).flatten().nonzero()[:, 0], block.new_full((1,), spare * BLOCK * BLOCK)])
+    contested_block = contested // (BLOCK * BLOCK)
+    contested_pixel = contested - contested_block * (BLOCK * BLOCK)
+    padded = torch.cat([foreground, foreground.new_zeros((1, BLOCK * BLOCK))]).flatten()
 
-    def step(carry: Carry, instance: tuple[Tensor, Tensor]) -> tuple[Carry, Tensor]:
+    def step(owner: Tensor, count: Tensor, row_of_block: Tensor, area: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Let one instance claim its contested pixels that are free, unless too much of it is hidden."""
-        owner, count = carry
-        row_of_block, area = instance
-        mine = padded[row_of_block[contested_block], contested_pixel]
+        row = row_of_block.index_select(0, contested_block)
+        mine = padded.index_select(0, row * (BLOCK * BLOCK) + contested_pixel)
         free_area = area - (mine & (owner > 0)).sum()
         is_kept = is_visible(area, free_area, overlap_thresh)
         count = count + is_kept
-        return (torch.where(mine & (owner == 0) & is_kept, count, owner), count), free_area * is_kept
+        return torch.where(mine & (owner == 0) & is_kept, count, owner), count, free_area * is_kept
 
-    owner = claims.new_zeros(contested_block.shape)
-    (owner, _), areas = _scan(step, (owner, claims.new_zeros(())), (row_of, areas))
+    owner, areas = _scan(step, claims.new_zeros(contested_block.shape), row_of, areas)
     ids = torch.where(areas > 0, (areas > 0).cumsum(0), 0).int()
     panoptic_seg = torch.zeros_like(claims).index_put((block,), foreground * ids[instance, None], accumulate=True)
-    panoptic_seg = panoptic_seg.index_put((contested_block, contested_pixel), owner)
-    panoptic_seg = panoptic_seg[:-1].view(down, across, BLOCK, BLOCK).permute(0, 2, 1, 3)
+    panoptic_seg = panoptic_seg.flatten().index_copy(0, contested, owner)[: spare * BLOCK * BLOCK]
+    panoptic_seg = panoptic_seg.view(down, across, BLOCK, BLOCK).permute(0, 2, 1, 3)
     panoptic_seg = panoptic_seg.reshape(down * BLOCK, across * BLOCK)
     # Not by slices: whether a slice is the whole is a question that torch.export would answer once and for all.
     for axis, length in enumerate(size):
@@ -119,16 +116,27 @@ def _paste(boxes: Tensor, masks: Tensor, row: Tensor, column: Tensor, size: tupl
     return (foreground & is_inside).flatten(1)
 
 
-def _scan(
-    step: Callable[[Carry, tuple[Tensor, Tensor]], tuple[Carry, Tensor]], carry: Carry, inputs: tuple[Tensor, Tensor]
-) -> tuple[Carry, Tensor]:
-    """Call ``step`` for each row of the inputs, one after the other; return the last carry and all outputs."""
+def _scan(step: Step, owner: Tensor, row_of: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]:
+    """Call ``step`` for each instance, one after the other; return the last owner and the visible area of each."""
+    count = owner.new_zeros(())
     if torch.compiler.is_compiling():
-        from torch._higher_order_ops.scan import scan
+        from torch._higher_order_ops.while_loop import while_loop
 
-        return scan(step, carry, inputs)
-    outputs = []
-    for row in zip(*inputs, strict=True):
-        carry, output = step(carry, row)
-        outputs.append(output)
-    return carry, torch.stack(outputs)
+        numbers = torch.arange(areas.shape[0], device=areas.device)
+
+        def is_unfinished(number: Tensor, *_: Tensor) -> Tensor:
+            return number[0] < areas.shape[0]
+
+        def body(number: Tensor, owner: Tensor, count: Tensor, visible: Tensor) -> tuple[Tensor, ...]:
+            row, area = (x.index_select(0, number)[0] for x in (row_of, areas))
+            owner, count, area = step(owner, count, row, area)
+            return number + 1, owner, count, torch.where(numbers == number, area, visible)
+
+        start = areas.new_zeros(1), owner, count, torch.zeros_like(areas)
+        _, owner, _, visible = while_loop(is_unfinished, body, start)
+        return owner, visible
+    visible = []
+    for row, area in zip(row_of, areas, strict=True):
+        owner, count, area = step(owner, count, row, area)
+        visible.append(area)
+    return owner, torch.stack(visible)

@@ -1,0 +1,93 @@
+"""From a traced program to ONNX and OpenVINO files."""
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from ..errors import UserError
+from .session import METADATA_KEY, OUTPUTS, Metadata
+
+# What each format needs besides PyTorch.
+_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino"), "pt2": ()}
+
+
+def check_packages(formats: Iterable[str]) -> None:
+    """Raise ``UserError`` if a package that a format needs is not installed."""
+    for name in formats:
+        for package in _PACKAGES[name]:
+            if importlib.util.find_spec(package) is None:
+                raise UserError(
+                    f"the format {name} needs {package}, which is not installed; run "
+                    f"`python -m pip install {' '.join(_PACKAGES[name])}`"
+                )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters from printing warnings about their own code."""
+    exporters = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in exporters]
+    for logger in exporters:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(exporters, levels, strict=True):
+            logger.setLevel(level)
+
+
+def write_onnx(program: ExportedProgram, path: Path, opset: int, metadata: Metadata) -> None:
+    """Convert a traced program to an ONNX file with the operators of version ``opset``."""
+    import onnx_ir
+
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=opset,
+        input_names=["image"],
+        output_names=list(OUTPUTS),
+        custom_translation_table=_make_translations(),
+        verbose=False,
+        optimize=True,
+    )
+    exported.model.metadata_props[METADATA_KEY] = metadata.to_json()
+    exported.model.producer_name = "seamless_d2"
+    onnx_ir.save(exported.model, path)
+
+
+def _make_translations() -> dict[Any, Any]:
+    """Return ONNX forms of the operations for which PyTorch has none that serves."""
+    from onnxscript import opset18 as op
+
+    def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        # Equal elements stay in their order, as the definition of TopK has it.
+        count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))
+        return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
+
+    def nms(boxes: Any, scores: Any, iou_threshold: float) -> Any:
+        # ONNX knows it in 32 bits only; PyTorch's own form fails on the 64 bits that it gets here.
+        boxes = op.Unsqueeze(op.Cast(boxes, to=1), op.Constant(value_ints=[0]))
+        scores = op.Unsqueeze(op.Cast(scores, to=1), op.Constant(value_ints=[0, 1]))
+        limit, threshold = op.Constant(value_ints=[2**31 - 1]), op.Constant(value_floats=[iou_threshold])
+        kept = op.NonMaxSuppression(boxes, scores, limit, threshold)
+        return op.Gather(kept, op.Constant(value_int=2), axis=1)
+
+    return {torch.ops.aten.sort.stable: sort, torch.ops.torchvision.nms.default: nms}
+
+
+def write_openvino(onnx: Path, path: Path, metadata: Metadata) -> None:
+    """Convert an ONNX file to an OpenVINO .xml and .bin file, in float32."""
+    import openvino
+
+    model = openvino.Core().read_model(str(onnx))
+    model.set_rt_info(metadata.to_json(), [METADATA_KEY])
+    openvino.save_model(model, str(path), compress_to_fp16=False)

@@ -1,0 +1,152 @@
+"""Whether an exported file predicts what the model predicts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..data.toy_streets import generate_scene
+from ..errors import UserError
+from .graph import ExportForm
+from .session import OUTPUTS, ExportedModel, Metadata
+
+Outputs = dict[str, np.ndarray]
+# (height, width): several, an odd one, one of another orientation; the least size is added.
+_SIZES = ((160, 320), (127, 223), (256, 192), (320, 640))
+# Images that are tried until one without and one with exactly one detection are found.
+_CANDIDATES = 24
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image, and what the model itself predicts for it.
+
+    Attributes:
+        name: What it stands for.
+        image: (3, H, W) uint8 RGB.
+        expected: The outputs of ``ExportForm``.
+    """
+
+    name: str
+    image: np.ndarray
+    expected: Outputs
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What differences a file may have.
+
+    Attributes:
+        pixels: The share of pixels of other segments, 0..1.
+        score: The largest difference of scores.
+        box: The largest difference of boxes in pixels, for each 1024 pixels of the longer side.
+        rows: Whether the table must have equal rows; without, pixels are compared by class.
+    """
+
+    pixels: float = 1e-4
+    score: float = 1e-4
+    box: float = 5e-3
+    rows: bool = True
+
+
+#: The tolerance of each format. In 8-bit integers only the classes of most pixels are asked for.
+TOLERANCES = {
+    "pt2": Tolerance(pixels=0.0, score=0.0, box=0.0),
+    "onnx": Tolerance(),
+    "openvino": Tolerance(),
+    "int8": Tolerance(pixels=0.2, rows=False),
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The differences between a file and the model on one example.
+
+    Attributes:
+        engine: What ran the file.
+        example: The example's name, with its size and numbers of segments.
+        pixels: The share of pixels that differ, 0..1.
+        score, box: The largest difference of a score, and of a box in pixels; None if the tables have other rows.
+    """
+
+    engine: str
+    example: str
+    pixels: float
+    score: float | None
+    box: float | None
+
+    def __str__(self) -> str:
+        table = "other segments" if self.score is None else f"scores {self.score:.1e}, boxes {self.box:.1e} px"
+        return f"{self.engine:12} {self.example:45} pixels {100 * self.pixels:.4f} %, {table}"
+
+
+def make_examples(form: ExportForm, metadata: Metadata) -> list[Example]:
+    """Return images within the sizes of a file, among them, if they are found, such with no and with one detection."""
+    low, high = metadata.min_size, metadata.max_size
+    sizes = [(low, low), *_SIZES]
+    sizes = [tuple(int(np.clip(side, low, most)) for side, most in zip(size, high, strict=True)) for size in sizes]
+    examples = [_run(form, "street", _street(k, *size)) for k, size in enumerate(sizes)]
+    wanted = {0: "no detection", 1: "one detection"}
+    for k in range(_CANDIDATES):
+        counts = [int(example.expected["isthing"].sum()) for example in examples]
+        missing = [count for count in wanted if count not in counts]
+        if not missing:
+            break
+        image = _street(100 + k, *sizes[1])
+        if 0 in missing and k % 2 == 0:
+            image = np.full_like(image, 10 * k)
+        example = _run(form, "street", image)
+        if example.expected["isthing"].sum() in missing:
+            examples.append(example)
+    return examples
+
+
+def _street(seed: int, height: int, width: int) -> np.ndarray:
+    scene = generate_scene(seed, max(height, 96), max(width, 128)).image
+    return np.ascontiguousarray(scene[:height, :width].transpose(2, 0, 1))
+
+
+def _run(form: ExportForm, name: str, image: np.ndarray) -> Example:
+    with torch.no_grad():
+        outputs = form(torch.from_numpy(image))
+    return Example(name, image, {name: output.numpy() for name, output in zip(OUTPUTS, outputs, strict=True)})
+
+
+def verify(model: ExportedModel, examples: list[Example], tolerance: Tolerance) -> list[Difference]:
+    """Run a file on the examples.
+
+    Raises:
+        UserError: A difference is larger than the tolerance.
+    """
+    differences = []
+    for example in examples:
+        found, expected = model.run_raw(example.image), example.expected
+        height, width = example.image.shape[1:]
+        things, stuff = int(expected["isthing"].sum()), int((~expected["isthing"]).sum())
+        name = f"{example.name} {height}x{width}, {things} things, {stuff} stuff"
+        same_rows = all(np.array_equal(found[key], expected[key]) for key in ("category", "isthing"))
+        if tolerance.rows:
+            pixels = float(np.mean(found["panoptic"] != expected["panoptic"]))
+        else:
+            pixels = float(np.mean(_labels(found) != _labels(expected)))
+        score = box = None
+        if same_rows:
+            score, box = (float(np.abs(found[k] - expected[k]).max(initial=0)) for k in ("score", "box"))
+        difference = Difference(model.engine, name, pixels, score, box)
+        differences.append(difference)
+        is_equal = pixels <= tolerance.pixels
+        if tolerance.rows:
+            limit = tolerance.box * max(1.0, max(height, width) / 1024)
+            is_equal = is_equal and same_rows and score <= tolerance.score and box <= limit
+        if not is_equal:
+            raise UserError(
+                f"{model.path.name} does not predict what the model predicts, so that it was removed: {difference}; "
+                "choose another format"
+            )
+    return differences
+
+
+def _labels(outputs: Outputs) -> np.ndarray:
+    """Return the (H, W) classes of a map as numbers, 0 for void."""
+    category = outputs["category"] * 2 + outputs["isthing"] + 1
+    return np.concatenate([[0], category])[outputs["panoptic"]]
