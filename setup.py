@@ -9,6 +9,9 @@ ROOT = Path(__file__).resolve().parent
 # What `make docs` builds with.
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
+# Exported models: both engines, so that every file is verified by all that will read it.
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0"]
+
 
 def read_version() -> str:
     """The version in seamless_d2/__init__.py, read without importing the package (which needs Detectron2)."""
@@ -78,9 +81,13 @@ setup(
             "ipykernel>=6.0",
             "gradio>=6.0",
             "playwright>=1.40",
+            *EXPORT,
             *DOCS,
         ],
         "docs": DOCS,
+        "export": EXPORT,
+        "onnxruntime": ["onnxruntime>=1.20"],
+        "openvino": ["openvino>=2025.0"],
         "page": ["gradio>=6.0"],
         "fast": ["hotcoco>=1.3"],
         "timm": ["timm>=1.0"],

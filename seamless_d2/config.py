@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -188,20 +189,20 @@ def resolve_config(file: str | Path) -> Path:
     return config_file(Path(file).as_posix().removeprefix("configs/"))
 
 
-def _keys(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
+def list_keys(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
     """Return all keys with their full names, sections included, and their values."""
     result: dict[str, object] = {}
     for name, value in cfg.items():
         result[prefix + name] = value
         if isinstance(value, CfgNode):
-            result.update(_keys(value, f"{prefix}{name}."))
+            result.update(list_keys(value, f"{prefix}{name}."))
     return result
 
 
 def _explain(cfg: CfgNode, reason: str) -> str:
     """Rewrite an error message of yacs so that it says what to write instead."""
     key = reason.rsplit("key: ", 1)[-1] if "key: " in reason else ""
-    keys = _keys(cfg)
+    keys = list_keys(cfg)
     if "Non-existent" in reason:
         by_upper = {k.upper(): k for k in keys}
         close = difflib.get_close_matches(key.upper(), by_upper, n=3, cutoff=0.75)
@@ -234,11 +235,20 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode
     Raises:
         UserError: The file is missing, is no yaml, or has a key that does not exist or a value that is not accepted.
     """
+    path = resolve_config(file)
+    return _load(path, lambda cfg: cfg.merge_from_file(str(path), allow_unsafe=False), overrides)
+
+
+def load_config_text(text: str, source: str | Path) -> CfgNode:
+    """Load a configuration from yaml, for instance that inside the file ``source``; see ``load_config``."""
+    return _load(source, lambda cfg: cfg.merge_from_other_cfg(CfgNode.load_cfg(text)))
+
+
+def _load(path: str | Path, merge: Callable[[CfgNode], None], overrides: list[str] | None = None) -> CfgNode:
     cfg = get_cfg()
     add_seamless_config(cfg)
-    path = resolve_config(file)
     try:
-        cfg.merge_from_file(str(path), allow_unsafe=False)
+        merge(cfg)
         cfg.merge_from_list(overrides or [])
     except (KeyError, ValueError, AssertionError, TypeError) as error:
         reason = str(error.args[0] if error.args else error)

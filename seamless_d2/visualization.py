@@ -27,8 +27,10 @@ LegendEntry = tuple[str, Color, Stripes | None]
 
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # ships DejaVu Sans, so that labels look alike everywhere
-
+    try:
+        import matplotlib  # ships DejaVu Sans, so that labels look alike everywhere
+    except ModuleNotFoundError:  # where only exported models run
+        return ImageFont.load_default(size)
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 

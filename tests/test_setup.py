@@ -73,8 +73,9 @@ def test_installed_wheel_works_outside_the_repository(wheel: Path, tmp_path: Pat
     assert wheel.name.startswith(f"seamless_d2-{version}-")
 
 
-def test_import_without_detectron2_says_how_to_install_it(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['detectron2'] = None; import seamless_d2"
+@pytest.mark.parametrize("use", ["from seamless_d2 import Predictor", "import seamless_d2.config"])
+def test_import_without_detectron2_says_how_to_install_it(tmp_path: Path, use: str) -> None:
+    code = f"import sys; sys.modules['detectron2'] = None; {use}"
     result = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert result.returncode == 1
     assert result.stderr.count("Traceback (most recent call last)") == 1  # one error, not a chain of them

@@ -30,6 +30,7 @@ from seamless_d2.config import load_config
 from seamless_d2.errors import UserError, run_tool
 from seamless_d2.prediction import Predictor
 from seamless_d2.prediction.batch.run import predict_files, predict_files_on
+from seamless_d2.prediction.engines import is_exported, read_exported_config
 from seamless_d2.prediction.options import DEFAULT_SCALES, PredictionOptions
 from seamless_d2.prediction.tiles import DEFAULT_OVERLAP
 
@@ -44,12 +45,17 @@ def size(text: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="yaml file, or the name of a shipped config")
-    parser.add_argument("--weights", help="checkpoint; default the config's MODEL.WEIGHTS")
+    parser.add_argument("--config-file", help="yaml file, or the name of a shipped config; exported files need none")
+    parser.add_argument("--weights", help="checkpoint or exported file; default the config's MODEL.WEIGHTS")
     parser.add_argument("--input", nargs="+", required=True, help="images, folders, .txt lists, videos, webcam numbers")
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
     parser.add_argument("--format", default="labelled", help="overlay, labelled, coco, raw, ids; several with commas")
     parser.add_argument("--device", help="cpu, cuda, ...; default the config's, or the CPU where there is no GPU")
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "onnxruntime", "openvino"),
+        help="what runs the model; default torch, for an exported file the first one that is installed",
+    )
     parser.add_argument("--num-gpus", type=int, default=1, help="one process per GPU shares the inputs")
     parser.add_argument(
         "--batch-size", type=int, default=1, help="images of equal size that the network takes together"
@@ -76,7 +82,13 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="do finished inputs again")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args()
-    cfg = load_config(args.config_file, args.opts)
+    if args.config_file is None:
+        if not args.weights or not is_exported(args.weights):
+            raise UserError("--config-file is missing; only exported files (--weights model.onnx) need none")
+        cfg = read_exported_config(args.weights)
+        cfg.merge_from_list(args.opts)
+    else:
+        cfg = load_config(args.config_file, args.opts)
     combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
     for key, value in (
         ("INSTANCES_CONFIDENCE_THRESH", args.score_thresh),
@@ -97,6 +109,7 @@ def main() -> None:
         overlap=args.overlap,
         tta=tuple(args.tta or DEFAULT_SCALES) if args.tta is not None else (),
         raw="raw" in formats,
+        engine=args.engine,
     )
     where = {"overwrite": args.overwrite, "image_ids": args.image_ids, "max_frames": args.max_frames}
     if args.num_gpus < 1:

@@ -62,13 +62,18 @@ def check_device(cfg: CfgNode) -> None:
 
 
 def build_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Return Detectron2's parser of a training's arguments with two more, ``dry_run`` and ``allow_config_change``.
+    """Return Detectron2's parser of a training's arguments with ``dry_run``, ``engine`` and ``allow_config_change``.
 
     Args:
         epilog: The text after the list of arguments.
     """
     parser = detectron2.engine.default_argument_parser(epilog)
     parser.add_argument("--dry-run", action="store_true", help="check config, data and memory, write nothing")
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "onnxruntime", "openvino"),
+        help="with --eval-only: what runs the model, which may be an exported file (only PQ is measured then)",
+    )
     parser.add_argument(
         "--allow-config-change", action="store_true", help="with --resume: accept settings that change the training"
     )

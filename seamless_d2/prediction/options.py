@@ -28,6 +28,9 @@ class PredictionOptions:
         tta: The scales of test-time augmentation; the network sees the image at each of them, also mirrored, and the
             outputs are averaged. Empty means once, as it is.
         raw: Whether results keep the outputs of both heads (``PanopticResult.raw``).
+        engine: What runs the model: "torch", "onnxruntime" or "openvino". With an exported file as weights, what reads
+            the file; default the first one that is installed. With a checkpoint, default "torch"; for the others the
+            checkpoint is exported first, which takes about two minutes.
         compile: Whether to run the network through ``torch.compile``. The first image of each size then takes a minute
             or more, the others less. This needs a C++ compiler.
 
@@ -43,6 +46,7 @@ class PredictionOptions:
     tta: tuple[float, ...] = ()
     raw: bool = False
     compile: bool = False
+    engine: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.short_side is not None and self.short_side < 1):
@@ -53,6 +57,8 @@ class PredictionOptions:
             )
         if self.tile and self.tta:
             raise UserError("tile (--tile) and tta (--tta) cannot be used together; leave out one of them")
+        if self.engine not in (None, "torch", "onnxruntime", "openvino"):
+            raise UserError(f"engine {self.engine!r} is unknown; use torch, onnxruntime or openvino (--engine)")
         if any(not 0.1 <= scale <= 4 for scale in self.tta):
             raise UserError(f"scales of tta (--tta) must be between 0.1 and 4, not {', '.join(map(str, self.tta))}")
         if self.tile:
@@ -61,7 +67,7 @@ class PredictionOptions:
     def fingerprint(self) -> dict[str, Any]:
         """Return the options that change results, as json values."""
         tile = None if self.tile is None else list(self.tile)
-        return {"amp": self.amp, "tile": tile, "overlap": self.overlap, "tta": list(self.tta)}
+        return {"amp": self.amp, "tile": tile, "overlap": self.overlap, "tta": list(self.tta), "engine": self.engine}
 
     def apply(self, cfg: CfgNode, weights: str | None = None, device: str | None = None) -> CfgNode:
         """Return a copy of a configuration from which the model of a prediction is built.

@@ -22,6 +22,7 @@ from ..modeling.ops.fold import compile_network, prepare_for_inference
 from ..modeling.panoptic import NetworkOutput, SeamlessPanoptic, mask_logits
 from ..structures.classes import Classes
 from ..structures.id_maps import SegmentInfo
+from .engines import ExportedPanoptic, build_exported, is_exported, read_exported_config
 from .options import PredictionOptions
 from .result import HeadOutputs, PanopticResult, image_array
 from .tiles import Stitcher, plan_tiles
@@ -67,37 +68,59 @@ class Predictor:
 
     def __init__(
         self,
-        config: str | Path | CfgNode,
+        config: str | Path | CfgNode | None,
         weights: str | Path | None = None,
         device: str | None = None,
         **options: Any,
     ) -> None:
         """
         Args:
-            config: A yaml file, the name of a shipped config, or a configuration.
-            weights: The checkpoint; default the config's MODEL.WEIGHTS.
+            config: A yaml file, the name of a shipped config, or a configuration. None for an exported file, which has
+                its own.
+            weights: The checkpoint, or a file that ``tools/export_model.py`` has written; default the config's
+                MODEL.WEIGHTS.
             device: "cpu", "cuda", ...; default the config's, or the CPU if there is no GPU.
-            options: The fields of ``PredictionOptions``: batch_size, amp, short_side, tile, overlap, tta, raw, compile.
+            options: The fields of ``PredictionOptions``: batch_size, amp, short_side, tile, overlap, tta, raw, compile,
+                engine.
 
         Raises:
             UserError: Config or weights are missing, unreadable or not made for each other, or an option is out of
                 range.
         """
         self.options = PredictionOptions(**options)
+        if config is None:
+            if weights is None or not is_exported(weights):
+                raise UserError("without a config, the weights must be an exported file; give a config")
+            config = read_exported_config(weights)
         cfg = config if isinstance(config, CfgNode) else load_config(config)
+        is_eager = self.options.engine in (None, "torch") and not is_exported(weights or cfg.MODEL.WEIGHTS)
+        device = device if is_eager else device or "cpu"
         self.cfg = cfg = self.options.apply(cfg, None if weights is None else str(weights), device)
-        self.model = build_model(cfg).eval()
-        if not isinstance(self.model, SeamlessPanoptic):
-            raise UserError(
-                f"Predictor takes models of MODEL.META_ARCHITECTURE SeamlessPanoptic, not {type(self.model).__name__}; "
-                "set it, or use Detectron2's DefaultPredictor"
-            )
-        load_weights(self.model, cfg.MODEL.WEIGHTS)
-        prepare_for_inference(self.model)
-        if self.options.compile:
-            compile_network(self.model)
         self.classes = Classes.from_config(cfg) or _number_classes(cfg)
         self.resize = build_resize(cfg, is_train=False)
+        self.model = self._build_eager(cfg) if is_eager else self._build_exported(cfg)
+
+    def _build_exported(self, cfg: CfgNode) -> ExportedPanoptic:
+        options = self.options
+        if options.tta or options.raw or options.compile:
+            raise UserError(
+                "tta (--tta), raw outputs (--format raw) and compile (--compile) need the engine torch and a "
+                "checkpoint; leave them out"
+            )
+        if cfg.MODEL.DEVICE != "cpu":
+            raise UserError(f"exported models run on the CPU, not on {cfg.MODEL.DEVICE}; set the device to cpu")
+        return build_exported(cfg, options.engine, amp=options.amp, tiles=options.tile is not None)
+
+    def _build_eager(self, cfg: CfgNode) -> SeamlessPanoptic:
+        model = build_model(cfg).eval()
+        if not isinstance(model, SeamlessPanoptic):
+            raise UserError(
+                f"Predictor takes models of MODEL.META_ARCHITECTURE SeamlessPanoptic, not {type(model).__name__}; "
+                "set it, or use Detectron2's DefaultPredictor"
+            )
+        load_weights(model, cfg.MODEL.WEIGHTS)
+        prepare_for_inference(model)
+        return compile_network(model) if self.options.compile else model
 
     def predict(self, image: ImageLike | Sequence[ImageLike]) -> PanopticResult | list[PanopticResult]:
         """Segment one image, or a list of them.
