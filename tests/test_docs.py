@@ -19,7 +19,7 @@ from seamless_d2.config import get_config
 from .helpers.documentation import PAGES, ROOT, Runner, read_blocks, write_workspace
 
 # Pages whose blocks take more than a few seconds together.
-SLOW = {"getting_started.md", "original_models.md", "train.md"}
+SLOW = {"deploy.md", "getting_started.md", "original_models.md", "train.md"}
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)

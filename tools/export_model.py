@@ -17,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from seamless_d2.config import load_config
 from seamless_d2.errors import UserError, run_tool
-from seamless_d2.export.build import SUFFIXES, ExportOptions, export_model
+from seamless_d2.export.exporter import SUFFIXES, ExportOptions, export_model
 from seamless_d2.prediction import PredictionOptions
 
 

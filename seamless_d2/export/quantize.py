@@ -1,5 +1,6 @@
 """ONNX files in 8-bit integers, calibrated by images."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -52,16 +53,20 @@ def write_quantized(onnx: Path, path: Path, images: Sequence[Path], metadata: Me
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    quantize_static(
-        str(onnx),
-        str(path),
-        _Reader(images, metadata),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["Conv", "Gemm"],
-        per_channel=True,
-        reduce_range=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-        calibration_providers=["CPUExecutionProvider"],
-    )
+    logging.disable(logging.WARNING)  # it recommends a preparation by tools of its own, which these files do not need
+    try:
+        quantize_static(
+            str(onnx),
+            str(path),
+            _Reader(images, metadata),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm"],
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            calibration_providers=["CPUExecutionProvider"],
+        )
+    finally:
+        logging.disable(logging.NOTSET)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import list_keys, load_config_text
 from ..errors import UserError
-from ..export.build import ExportOptions, export_model
+from ..export.exporter import ExportOptions, export_model
 from ..export.session import ENGINES, ExportedModel
 from ..modeling.fusion import resize_panoptic
 from ..structures.id_maps import SegmentInfo

@@ -1,83 +1,21 @@
 """From image tensor to panoptic map, against Detectron2's stock PanopticFPN R50."""
 
 import statistics
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
 
 from seamless_d2.engine.dry_run import count_flops
-from seamless_d2.modeling import SeamlessPanoptic
 from seamless_d2.modeling.ops.fold import compile_network
 
+from .eager import Inference, Panoptic, outputs_of
+from .engines import benchmark_engines
 from .machine import floor_note
-from .measure import Case, case_of_times, measure_times, synchronize
-from .models import SCORE_THRESH, build_for_inference, our_config, stock_config, street_image
+from .measure import Case, case_of_times, measure_times
+from .models import build_for_inference, our_config, stock_config, street_image
 
 CONFIG = "cityscapes/seamless_R_50_FPN"
-Panoptic = tuple[Tensor, list[dict]]
-
-
-@contextmanager
-def _outputs(model: SeamlessPanoptic, outputs: tuple[str, ...]) -> Iterator[None]:
-    before, model.outputs = model.outputs, outputs
-    try:
-        yield
-    finally:
-        model.outputs = before
-
-
-class Inference:
-    """One model on one image; each call notes how long the network took and keeps the map."""
-
-    def __init__(self, model: nn.Module, image: Tensor, dtype: torch.dtype | None = None) -> None:
-        """
-        Args:
-            model: ours or PanopticFPN.
-            image: (3, H, W) uint8.
-            dtype: of autocast; default none.
-        """
-        self.model, self.image, self.dtype = model, image, dtype
-        self.network_times: list[float] = []
-        self.panoptic: Panoptic | None = None
-        self.detections = ""
-        self._start = 0.0
-        if not isinstance(model, SeamlessPanoptic):
-            # Ours has two methods; Detectron2's network ends with its ROI heads.
-            model.roi_heads.register_forward_hook(lambda _module, _inputs, result: self._end_network(result[0][0]))
-
-    def _end_network(self, detections: Instances) -> None:
-        synchronize(str(self.image.device))
-        self.network_times.append(time.perf_counter() - self._start)
-        if not self.detections:
-            share = float(detections.pred_boxes.area().sum()) / self.image[0].numel()
-            sure = int((detections.scores > SCORE_THRESH).sum())
-            self.detections = f"{sure} detections above {SCORE_THRESH} covering {share:.2f} images"
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        self._start = time.perf_counter()
-        batch = [{"image": self.image}]
-        with torch.autocast(self.image.device.type, self.dtype, enabled=self.dtype is not None):
-            if isinstance(self.model, SeamlessPanoptic):
-                output = self.model.run_network(batch)[0]
-                self._end_network(output.detections)
-                self.panoptic = self.model.postprocess(output, output.image_size)["panoptic_seg"]
-            else:
-                self.panoptic = self.model(batch)[0]["panoptic_seg"]
-
-    def with_all_outputs(self) -> None:
-        """A call of ours that returns everything that ``OUTPUTS`` can list."""
-        with _outputs(self.model, ("instances", "sem_seg", "panoptic_seg")):
-            self.model([{"image": self.image}])
-
-    def network_seconds(self, repeats: int) -> list[float]:
-        """Of the last so many calls."""
-        return self.network_times[-max(repeats, 1) :]
 
 
 def agreement(first: Panoptic, second: Panoptic) -> float:
@@ -134,7 +72,7 @@ def benchmark_inference(device: str = "cpu", against: str | None = None, quick: 
         case_of_times(f"{size} fp32, network alone", *networks),
         case_of_times(f"{size} fp32, all outputs", times[1], stock, "ours with instances and sem_seg too"),
     ]
-    with _outputs(ours.model, ("instances", "sem_seg")):  # the network, without the fusion
+    with outputs_of(ours.model, ("instances", "sem_seg")):  # the network, without the fusion
         flops = 2 * count_flops(ours.model, {"image": image})  # fvcore counts multiply-adds
     floor, note = floor_note(flops, device, torch.float32, quick)
     floors = [Case(f"{size} fp32, network against its floor", statistics.median(networks[0]), floor, note=note)]
@@ -145,4 +83,5 @@ def benchmark_inference(device: str = "cpu", against: str | None = None, quick: 
         network = statistics.median(run.network_seconds(repeats))
         floor, note = floor_note(flops, device, run.dtype or torch.float32, quick)
         floors.append(Case(f"{size} {name}, network against its floor", network, floor, note=note))
-    return cases + floors
+    engines = [] if gpu or quick else benchmark_engines(bool(against))
+    return cases + floors + engines

@@ -90,7 +90,8 @@ def export_model(cfg: CfgNode, output: str | Path, options: ExportOptions) -> di
     targets = {name: output.with_suffix(SUFFIXES[name]) for name in options.formats}
     if options.int8 is not None:
         targets["int8"] = output.with_name(f"{output.stem}_int8.onnx")
-    for path in (*targets.values(), output.with_suffix(".bin")):
+    beside = [output.with_suffix(".bin")] if "openvino" in targets else []
+    for path in [*targets.values(), *beside]:
         if path.exists():
             raise UserError(f"the output {path} exists already; choose another name, or move it away")
     check_packages(options.formats)

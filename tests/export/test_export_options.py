@@ -1,0 +1,77 @@
+"""What cannot be exported is refused in one sentence before anything is traced."""
+
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from seamless_d2.errors import UserError
+from seamless_d2.export.exporter import ExportOptions, export_model
+from seamless_d2.export.graph import ExportForm
+from seamless_d2.export.onnx_file import check_packages
+from seamless_d2.export.quantize import find_images
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formats": ("onnx", "coreml")}, "export format 'coreml' is unknown; use onnx, openvino, pt2"),
+        ({"formats": ()}, "export format '' is unknown"),
+        ({"min_size": 64}, "--min-size is 64"),
+        ({"min_size": 300, "max_size": (200, 400)}, "--max-size 200x400"),
+        ({"opset": 21}, "--opset is 21; use 18, 19 or 20"),
+        ({"formats": ("pt2",), "int8": Path("images")}, "8-bit integers exist in ONNX files only"),
+    ],
+)
+def test_options(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ExportOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "StandardROIHeads has no export form"),
+        ("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "RPN has no export form"),
+        ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "FPN or SeamlessSemSegHead takes padded images only"),
+        ("MODEL.SEAMLESS.FUSE_AT", "output", "FUSE_AT output has no export form"),
+    ],
+)
+def test_components_without_an_export_form(toy_cfg: CfgNode, key: str, value: str, message: str) -> None:
+    toy_cfg.MODEL.DEVICE = "cpu"
+    toy_cfg.merge_from_list([key, value])
+    if key == "MODEL.BACKBONE.NAME":
+        toy_cfg.merge_from_list(["MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", ""])
+    with pytest.raises(UserError, match=message):
+        ExportForm(build_model(toy_cfg), "RGB")
+
+
+def test_other_architectures(toy_cfg: CfgNode, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    toy_cfg.MODEL.DEVICE, toy_cfg.MODEL.META_ARCHITECTURE = "cpu", "GeneralizedRCNN"
+    with pytest.raises(UserError, match="only models of MODEL.META_ARCHITECTURE SeamlessPanoptic can be exported"):
+        export_model(toy_cfg, tmp_path / "m.pt2", ExportOptions(("pt2",)))
+
+
+def test_nothing_is_replaced(toy_cfg: CfgNode, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_text("of somebody")
+    with pytest.raises(UserError, match="m.onnx exists already"):
+        export_model(toy_cfg, tmp_path / "m.onnx", ExportOptions())
+    assert (tmp_path / "m.onnx").read_text() == "of somebody"
+
+
+def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_packages(["pt2"])
+    with pytest.raises(UserError, match="the format openvino needs onnx, which is not installed; run `python -m pip"):
+        check_packages(["openvino"])
+
+
+def test_images_to_calibrate_by(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no images to calibrate"):
+        find_images(tmp_path)
+    for k in range(130):
+        (tmp_path / f"{k:03}.png").touch()
+    images = find_images(tmp_path)
+    assert len(images) == 44 and images[0].name == "000.png" and images[-1].name == "129.png"

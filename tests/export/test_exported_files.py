@@ -1,0 +1,287 @@
+"""Exported files predict what the model predicts, in every engine, without PyTorch and Detectron2 too."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.engines import compare_engines
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from PIL import Image
+
+from seamless_d2 import Predictor, runtime
+from seamless_d2.data.toy_streets import CATEGORIES, generate_scene
+from seamless_d2.engine import run
+from seamless_d2.errors import UserError
+from seamless_d2.export import exporter, verify
+from seamless_d2.export.exporter import ExportOptions, export_model
+from seamless_d2.export.graph import ExportForm
+from seamless_d2.export.session import ENGINES, ExportedModel
+from seamless_d2.modeling.ops.fold import prepare_for_inference
+from seamless_d2.prediction import PredictionOptions
+from seamless_d2.prediction.batch.run import predict_files
+from seamless_d2.structures.classes import Classes
+
+from ..conftest import small_config
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+READERS = [(name, engine) for name in ("onnx", "xml", "pt2") for engine in ENGINES[f".{name}"]]
+SIZES = ((65, 65), (96, 128), (101, 67), (160, 224), (130, 333))
+
+
+def make_config() -> CfgNode:
+    cfg = small_config()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT = 0
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 400
+    cfg.INPUT.FORMAT = "BGR"  # so that a wrong order of channels would be noticed
+    Classes.from_categories(CATEGORIES, "test").to_config(cfg)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as model.pth and in all formats. Its weights are random, but its scores differ clearly."""
+    for package in ("onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    root = tmp_path_factory.mktemp("exported")
+    cfg = make_config()
+    torch.manual_seed(3)
+    model = build_model(cfg)
+    with torch.no_grad():
+        heads = model.roi_heads
+        heads.box_predictor.cls_score.weight.mul_(300)
+        heads.box_predictor.bbox_pred.weight.mul_(100)
+        heads.mask_head.predictor.weight.mul_(100)
+        model.proposal_generator.rpn_head.objectness_logits.weight.mul_(100)
+        model.sem_seg_head.predictor.weight.mul_(10)
+    torch.save({"model": model.state_dict()}, root / "model.pth")
+    (root / "model.yaml").write_text(cfg.dump())
+    (root / "images").mkdir()
+    for k in range(4):
+        Image.fromarray(generate_scene(k, 96, 128).image).save(root / "images" / f"{k}.png")
+    cfg.MODEL.WEIGHTS = str(root / "model.pth")
+    options = ExportOptions(("onnx", "openvino", "pt2"), max_size=(512, 1024), int8=root / "images")
+    written = export_model(PredictionOptions().apply(cfg, device="cpu"), root / "model.onnx", options)
+    assert [path.name for path in written] == ["model.onnx", "model.xml", "model.pt2", "model_int8.onnx"]
+    assert all(differences for differences in written.values())
+    return root
+
+
+@pytest.fixture(scope="module")
+def eager(folder: Path) -> ExportForm:
+    predictor = Predictor(folder / "model.yaml", folder / "model.pth", device="cpu")
+    return ExportForm(predictor.model, "BGR")
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Predictor:
+    return Predictor(folder / "model.yaml", folder / "model.pth", device="cpu")
+
+
+def image_of(height: int, width: int, seed: int = 5) -> np.ndarray:
+    return generate_scene(seed, max(height, 64), max(width, 96)).image[:height, :width]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("name", "engine"), READERS)
+def test_equal_to_the_model(folder: Path, eager: ExportForm, name: str, engine: str, size: tuple[int, int]) -> None:
+    image = np.ascontiguousarray(image_of(*size).transpose(2, 0, 1))
+    with torch.no_grad():
+        expected = [output.numpy() for output in eager(torch.from_numpy(image))]
+    found = ExportedModel(folder / f"model.{name}", engine).run_raw(image)
+    for output, (key, value) in zip(expected, found.items(), strict=True):
+        assert output.dtype == value.dtype or key == "isthing", key
+        assert output.shape == value.shape, key
+    panoptic, category, isthing, score, area, box = expected
+    assert isthing.any() and not isthing.all()
+    if name == "pt2":
+        assert all(np.array_equal(a, b) for a, b in zip(expected, found.values(), strict=True))
+    assert np.array_equal(found["category"], category) and np.array_equal(found["isthing"], isthing)
+    assert np.mean(found["panoptic"] != panoptic) <= 1e-4
+    assert np.abs(found["score"] - score).max() <= 1e-4 and np.abs(found["box"] - box).max() <= 1e-3
+    counts = np.bincount(found["panoptic"].ravel(), minlength=len(category) + 1)[1:]
+    assert counts.tolist() == found["area"].tolist()
+
+
+def test_the_form_is_what_the_model_predicts(predictor: Predictor, eager: ExportForm) -> None:
+    image = torch.from_numpy(np.ascontiguousarray(image_of(96, 128).transpose(2, 0, 1)))
+    panoptic_seg, segments = predictor.model([{"image": image.flip(0)}])[0]["panoptic_seg"]
+    with torch.no_grad():
+        panoptic, category, isthing, score, area, _ = eager(image)
+    assert torch.equal(panoptic, panoptic_seg)
+    assert [s["category_id"] for s in segments] == category.tolist()
+    assert [s["isthing"] for s in segments] == isthing.tolist()
+    assert [s["area"] for s in segments] == area.tolist()
+    assert [s.get("score", 0.0) for s in segments] == pytest.approx(score.tolist())
+
+
+def test_metadata(folder: Path) -> None:
+    for name, engine in READERS:
+        metadata = ExportedModel(folder / f"model.{name}", engine).metadata
+        assert metadata.classes.names == [c["name"] for c in sorted(CATEGORIES, key=lambda c: c["isthing"])]
+        assert (metadata.min_size, metadata.max_size, metadata.short_side) == (65, (512, 1024), 96)
+        assert metadata.thresholds == {"score": 0.5, "overlap": 0.5, "stuff_area": 0}
+        assert len(metadata.weights_sha256) == 64 and "torch" in metadata.versions
+
+
+WITHOUT = """
+import sys
+for name in ("torch", "torchvision", "detectron2", "pycocotools", "msgspec", "fvcore", "matplotlib", "tqdm"):
+    sys.modules[name] = None
+from seamless_d2 import runtime
+model = runtime.load(sys.argv[1], sys.argv[2])
+result = model.predict(sys.argv[3])
+print(result.save(sys.argv[4], "image", ("labelled", "ids")))
+print(model.predict(result.image).segments == result.segments, model.classes.names)
+"""
+
+
+@pytest.mark.parametrize(("name", "engine"), [r for r in READERS if r[0] != "pt2"])
+def test_runs_without_pytorch_and_detectron2(
+    folder: Path, predictor: Predictor, tmp_path: Path, name: str, engine: str
+) -> None:
+    image = folder / "images" / "0.png"
+    command = [sys.executable, "-c", WITHOUT, folder / f"model.{name}", engine, image, tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    expected = predictor.predict(image)
+    found = np.asarray(Image.open(tmp_path / "image_ids.png"))
+    assert np.mean(found != expected.panoptic_seg) <= 1e-4
+    described = json.loads((tmp_path / "image_ids.json").read_text())["segments"]
+    assert [s["class"] for s in described] == [s.class_name for s in expected.segments]
+
+
+@pytest.mark.parametrize(("name", "engine"), READERS)
+def test_the_predictor_with_every_engine(folder: Path, predictor: Predictor, name: str, engine: str) -> None:
+    exported = Predictor(None, folder / f"model.{name}", engine=engine)
+    image = image_of(150, 210)
+    expected, found = predictor.predict(image), exported.predict([image])[0]
+    assert np.mean(found.panoptic_seg != expected.panoptic_seg) <= 1e-4
+    assert [s.class_name for s in found.segments] == [s.class_name for s in expected.segments]
+    alone = runtime.load(folder / f"model.{name}", engine).predict(image)
+    assert np.array_equal(alone.panoptic_seg, found.panoptic_seg) and alone.segments == found.segments
+
+
+def test_tiles(folder: Path) -> None:
+    options = {"tile": (96, 96), "overlap": 16}
+    torch_tiles = Predictor(folder / "model.yaml", folder / "model.pth", device="cpu", **options)
+    exported = Predictor(folder / "model.yaml", folder / "model.onnx", **options)
+    image = image_of(160, 224)
+    expected, found = torch_tiles.predict(image), exported.predict(image)
+    assert np.mean(found.panoptic_seg != expected.panoptic_seg) <= 1e-4
+
+
+def test_files_and_videos(folder: Path, tmp_path: Path) -> None:
+    from ..prediction.batch.test_video import write_clip
+
+    write_clip(tmp_path / "in" / "clip.mp4", 3)
+    predictor = Predictor(None, folder / "model.onnx")
+    summary = predict_files(predictor, [folder / "images", tmp_path / "in"], tmp_path / "out", ["coco", "labelled"])
+    assert not summary.failures and (tmp_path / "out" / "clip_labelled.mp4").is_file()
+    content = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert len(content["annotations"]) == 4 + 3
+
+
+def test_evaluation(arguments: Callable, folder: Path, tmp_path: Path) -> None:
+    """The evaluator of training finds the PQ of the model, and other settings than the file's are refused."""
+    opts = ["MODEL.DEVICE", "cpu", "INPUT.FORMAT", "BGR", "INPUT.MIN_SIZE_TEST", "96"]
+    same = [*opts, "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "0"]
+    expected = run(arguments("MODEL.WEIGHTS", str(folder / "model.pth"), *same, flags=("--eval-only",)))
+    for name, engine in READERS:
+        weights = ("MODEL.WEIGHTS", str(folder / f"model.{name}"))
+        found = run(arguments(*weights, *same, flags=("--eval-only", "--engine", engine)))
+        assert found.keys() == {"panoptic_seg"}
+        assert found["panoptic_seg"]["PQ"] == pytest.approx(expected["panoptic_seg"]["PQ"], abs=0.05)
+    with pytest.raises(UserError, match=r"STUFF_AREA_LIMIT is 1024, but .*model.pt2 was exported with 0"):
+        run(arguments(*weights, *opts, "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "1024", flags=("--eval-only",)))
+
+
+def test_settings_that_are_fixed_in_a_file(folder: Path) -> None:
+    cfg = make_config()
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH = 0.4
+    with pytest.raises(UserError, match=r"OVERLAP_THRESH is 0.4, but .*model.onnx was exported with 0.5"):
+        Predictor(cfg, folder / "model.onnx")
+    with pytest.raises(UserError, match="exported models run on the CPU, not on meta"):
+        Predictor(None, folder / "model.onnx", "meta")
+    with pytest.raises(UserError, match="need the engine torch and a checkpoint"):
+        Predictor(None, folder / "model.onnx", tta=(1.0,))
+    with pytest.raises(UserError, match="without a config, the weights must be an exported file"):
+        Predictor(None, folder / "model.pth")
+
+
+def test_images_outside_the_sizes(folder: Path) -> None:
+    model = ExportedModel(folder / "model.onnx")
+    for size in ((64, 100), (100, 1025)):
+        with pytest.raises(UserError, match="takes images of 65x65 to 512x1024 pixels"):
+            model.run(np.zeros((3, *size), np.uint8))
+
+
+def test_a_file_of_another_program(folder: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(folder / "model.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    for engine in ENGINES[".onnx"]:
+        with pytest.raises(UserError, match="other.onnx is no model that tools/export_model.py has written"):
+            ExportedModel(tmp_path / "other.onnx", engine)
+
+
+def test_a_file_that_differs_is_removed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(folder / "model.yaml", folder / "model.pth", device="cpu")
+    form = ExportForm(prepare_for_inference(predictor.model), "BGR")
+    model = ExportedModel(folder / "model.onnx")
+    examples = verify.make_examples(form, model.metadata)
+    assert {(e.image.shape[1:]) for e in examples} >= {(65, 65), (127, 223)}
+    verify.verify(model, examples, verify.TOLERANCES["onnx"])
+    examples[0].expected["panoptic"][:3] += 1
+    with pytest.raises(UserError, match="does not predict what the model predicts, so that it was removed"):
+        verify.verify(model, examples, verify.TOLERANCES["onnx"])
+
+    def fail(*_: object) -> None:
+        raise UserError("it differs")
+
+    def copy(_: object, path: Path, *__: object) -> None:
+        path.write_bytes((folder / "model.onnx").read_bytes())
+
+    monkeypatch.setattr(exporter, "trace", lambda *_: None)
+    monkeypatch.setattr(exporter, "write_onnx", copy)
+    monkeypatch.setattr(exporter, "verify", fail)
+    cfg = PredictionOptions().apply(make_config(), str(folder / "model.pth"), "cpu")
+    with pytest.raises(UserError, match="it differs"):
+        export_model(cfg, tmp_path / "new" / "model.onnx", ExportOptions())
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_javascript(folder: Path, tmp_path: Path) -> None:
+    """The snippet of docs/deploy.md, where NODE_MODULES names a node_modules folder with its two packages."""
+    modules = os.environ.get("NODE_MODULES")
+    if not modules:
+        pytest.skip("needs NODE_MODULES, a folder with onnxruntime-node and pngjs")
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (tmp_path / "segment.mjs").write_text(re.search(r"```javascript\n(.*?)```", page, re.DOTALL)[1])
+    (tmp_path / "node_modules").symlink_to(modules)
+    (tmp_path / "model.onnx").symlink_to(folder / "model.onnx")
+    Image.fromarray(image_of(96, 128)).save(tmp_path / "street.png")
+    done = subprocess.run(["node", "segment.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    result = runtime.load(folder / "model.onnx").predict(image_of(96, 128))
+    expected = [
+        f"{s.id} {'thing' if s.isthing else 'stuff'} {s.category_id} {s.score or 0:.2f} {s.area}"
+        for s in result.segments
+    ]
+    assert done.stdout.splitlines() == ["map [ 96, 128 ]", *expected]
+
+
+def test_the_benchmark_of_the_engines(folder: Path) -> None:
+    cases = compare_engines(make_config(), folder / "model.onnx", 96, 128, False, 0)
+    assert len(cases) >= 2 and all(case.ratio > 0 for case in cases)

@@ -1,0 +1,89 @@
+#!/usr/bin/env python
+"""Export models of many kinds to all formats and print how much the files differ from the models.
+
+    python tests/soak/soak_exports.py [NAME ...]
+
+The weights are random, but scaled so that the scores of the detections differ clearly: engines round differently, and
+would put equal ones into another order. Each model takes two to four minutes.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from detectron2.modeling import build_model
+from tabulate import tabulate
+
+from seamless_d2.config import get_config
+from seamless_d2.errors import UserError
+from seamless_d2.export.exporter import ExportOptions, export_model
+from seamless_d2.prediction import PredictionOptions
+
+SYNC = ["MODEL.RESNETS.NORM", "SyncBN"]
+GN = [
+    x
+    for part in ("RESNETS", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
+    for x in (f"MODEL.{part}.NORM", "GN")
+]
+BN = [x.replace("GN", "BN") for x in GN]
+CASES = {
+    "R18 BN": ("toy_streets/seamless_R_18_FPN", BN),
+    "R50 GN": ("cityscapes/seamless_R_50_FPN", GN),
+    "R50 SyncBN, Cityscapes": ("cityscapes/seamless_R_50_FPN", []),
+    "R50 SyncBN, Cityscapes, original": (
+        "cityscapes/seamless_R_50_FPN",
+        ["MODEL.SEAMLESS.ORIGINAL_CONVENTIONS", "True"],
+    ),
+    "R50, Vistas": ("vistas/seamless_R_50_FPN", []),
+    "R50, COCO": ("coco/seamless_R_50_FPN", []),
+}
+
+
+def export_one(config: str, overrides: list[str], folder: Path) -> list[list[object]]:
+    """Return a row (format, engine, worst share of pixels, score, box) per format and engine."""
+    cfg = get_config(config)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.merge_from_list(overrides)
+    combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
+    combine.STUFF_AREA_LIMIT = 64
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    with torch.no_grad():
+        for layer, scale in (
+            (model.roi_heads.box_predictor.cls_score, 100.0),
+            (model.roi_heads.box_predictor.bbox_pred, 100.0),
+            (model.roi_heads.mask_head.predictor, 100.0),
+            (model.proposal_generator.rpn_head.objectness_logits, 100.0),
+            (model.sem_seg_head.predictor, 10.0),
+        ):
+            layer.weight.mul_(scale)
+    torch.save({"model": model.state_dict()}, folder / "model.pth")
+    del model
+    cfg = PredictionOptions().apply(cfg, str(folder / "model.pth"), "cpu")
+    written = export_model(cfg, folder / "model.onnx", ExportOptions(("onnx", "openvino", "pt2")))
+    rows = []
+    for path, differences in written.items():
+        for engine in dict.fromkeys(d.engine for d in differences):
+            own = [d for d in differences if d.engine == engine]
+            things = ", ".join(d.example.split(",")[1].strip() for d in own)
+            worst = [max(getattr(d, key) for d in own) for key in ("pixels", "score", "box")]
+            rows.append([path.suffix, engine, *(f"{value:.1e}" for value in worst), things])
+    return rows
+
+
+def main() -> int:
+    failed = 0
+    for name in sys.argv[1:] or CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                rows = export_one(*CASES[name], Path(folder))
+                print(f"{name}\n{tabulate(rows, ['', 'engine', 'pixels', 'score', 'box', 'things'])}\n", flush=True)
+            except UserError as error:
+                failed += 1
+                print(f"{name}: {error}\n", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
