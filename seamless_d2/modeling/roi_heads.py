@@ -12,7 +12,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..structures.segment_masks import crop_masks, crowd_overlap
-from .box_head import SeamlessBoxHead, SeamlessBoxPredictor
+from .box_head import SeamlessBoxPredictor
 from .norm import NormFactory, init_xavier, norm_act_from_config
 from .ops.fold import FoldedNorm, fold_into, is_foldable
 from .ops.image_seeds import image_seed
