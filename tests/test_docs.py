@@ -18,8 +18,10 @@ from seamless_d2.config import get_config
 
 from .helpers.documentation import PAGES, ROOT, Runner, read_blocks, write_workspace
 
+# Pages whose blocks run in other tests, because they need an exported model.
+ELSEWHERE = {"deploy.md"}
 # Pages whose blocks take more than a few seconds together.
-SLOW = {"deploy.md", "getting_started.md", "original_models.md", "train.md"}
+SLOW = {"getting_started.md", "original_models.md", "train.md"}
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -32,7 +34,8 @@ def page_id(page: Path) -> str:
 
 def pages_with_blocks() -> list:
     marks = {page: [pytest.mark.slow] if page.name in SLOW else [] for page in PAGES}
-    return [pytest.param(page, id=page.name, marks=marks[page]) for page in PAGES if list(read_blocks(page))]
+    pages = [page for page in PAGES if page.name not in ELSEWHERE and list(read_blocks(page))]
+    return [pytest.param(page, id=page.name, marks=marks[page]) for page in pages]
 
 
 @pytest.fixture(scope="module")

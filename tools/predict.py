@@ -85,7 +85,7 @@ def main() -> None:
     if args.config_file is None:
         if not args.weights or not is_exported(args.weights):
             raise UserError("--config-file is missing; only exported files (--weights model.onnx) need none")
-        cfg = read_exported_config(args.weights)
+        cfg = read_exported_config(args.weights, args.engine, amp=args.amp)
         cfg.merge_from_list(args.opts)
     else:
         cfg = load_config(args.config_file, args.opts)

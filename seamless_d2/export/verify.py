@@ -37,7 +37,7 @@ class Tolerance:
     """What differences a file may have.
 
     Attributes:
-        pixels: The share of pixels of other segments, 0..1.
+        pixels: The share of pixels of other segments, 0..1, rounded up to a whole pixel.
         score: The largest difference of scores.
         box: The largest difference of boxes in pixels, for each 1024 pixels of the longer side.
         rows: Whether the table must have equal rows; without, pixels are compared by class.
@@ -134,7 +134,7 @@ def verify(model: ExportedModel, examples: list[Example], tolerance: Tolerance) 
             score, box = (float(np.abs(found[k] - expected[k]).max(initial=0)) for k in ("score", "box"))
         difference = Difference(model.engine, name, pixels, score, box)
         differences.append(difference)
-        is_equal = pixels <= tolerance.pixels
+        is_equal = pixels <= np.ceil(tolerance.pixels * height * width) / (height * width)
         if tolerance.rows:
             limit = tolerance.box * max(1.0, max(height, width) / 1024)
             is_equal = is_equal and same_rows and score <= tolerance.score and box <= limit

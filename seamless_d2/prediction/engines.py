@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,13 @@ class ExportedPanoptic(nn.Module):
         ]
 
 
-def read_exported_config(weights: str | Path) -> CfgNode:
-    """Return the configuration inside an exported file, whichever engine is there to read it."""
-    return load_config_text(ExportedModel(weights).metadata.config, str(weights))
+# Loading takes seconds, and configuration and model are asked for one after the other.
+_load = lru_cache(maxsize=1)(ExportedModel)
+
+
+def read_exported_config(weights: str | Path, engine: str | None = None, *, amp: bool = False) -> CfgNode:
+    """Return the configuration inside an exported file; arguments and errors are those of ``ExportedModel``."""
+    return load_config_text(_load(str(weights), engine, amp=amp).metadata.config, weights)
 
 
 def build_exported(cfg: CfgNode, engine: str, *, amp: bool = False, tiles: bool = False) -> ExportedPanoptic:
@@ -97,7 +102,8 @@ def build_exported(cfg: CfgNode, engine: str, *, amp: bool = False, tiles: bool 
     area = cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT
     if not is_exported(cfg.MODEL.WEIGHTS):
         return ExportedPanoptic(_export(cfg, engine, amp, tiles), cfg.INPUT.FORMAT, area)
-    exported = ExportedModel(cfg.MODEL.WEIGHTS, engine, amp=amp)
+    exported = _load(cfg.MODEL.WEIGHTS, engine, amp=amp)
+    _load.cache_clear()  # the next one may be another file of this name
     stored = load_config_text(exported.metadata.config, cfg.MODEL.WEIGHTS)
     ours, theirs = ({k: v for k, v in list_keys(c).items() if not isinstance(v, CfgNode)} for c in (cfg, stored))
     different = sorted(

@@ -91,7 +91,7 @@ class Predictor:
         if config is None:
             if weights is None or not is_exported(weights):
                 raise UserError("without a config, the weights must be an exported file; give a config")
-            config = read_exported_config(weights)
+            config = read_exported_config(weights, self.options.engine, amp=self.options.amp)
         cfg = config if isinstance(config, CfgNode) else load_config(config)
         is_eager = self.options.engine in (None, "torch") and not is_exported(weights or cfg.MODEL.WEIGHTS)
         device = device if is_eager else device or "cpu"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from seamless_d2 import Predictor, runtime
+from seamless_d2.config import load_config
 from seamless_d2.data.toy_streets import CATEGORIES, generate_scene
 from seamless_d2.engine import run
 from seamless_d2.errors import UserError
@@ -30,10 +32,13 @@ from seamless_d2.prediction.batch.run import predict_files
 from seamless_d2.structures.classes import Classes
 
 from ..conftest import small_config
+from ..helpers.documentation import Runner, read_blocks
+from ..test_docs import catalogs, template, workspace  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-READERS = [(name, engine) for name in ("onnx", "xml", "pt2") for engine in ENGINES[f".{name}"]]
+READERS = [("onnx", "onnxruntime"), ("onnx", "openvino"), ("xml", "openvino"), ("pt2", "torch")]
+Models = dict[tuple[str, str], ExportedModel]
 SIZES = ((65, 65), (96, 128), (101, 67), (160, 224), (130, 333))
 
 
@@ -77,6 +82,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def models(folder: Path) -> Models:
+    """Every file in every engine."""
+    return {(name, engine): ExportedModel(folder / f"model.{name}", engine) for name, engine in READERS}
+
+
+@pytest.fixture(scope="module")
 def eager(folder: Path) -> ExportForm:
     predictor = Predictor(folder / "model.yaml", folder / "model.pth", device="cpu")
     return ExportForm(predictor.model, "BGR")
@@ -93,11 +104,11 @@ def image_of(height: int, width: int, seed: int = 5) -> np.ndarray:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("name", "engine"), READERS)
-def test_equal_to_the_model(folder: Path, eager: ExportForm, name: str, engine: str, size: tuple[int, int]) -> None:
+def test_equal_to_the_model(models: Models, eager: ExportForm, name: str, engine: str, size: tuple[int, int]) -> None:
     image = np.ascontiguousarray(image_of(*size).transpose(2, 0, 1))
     with torch.no_grad():
         expected = [output.numpy() for output in eager(torch.from_numpy(image))]
-    found = ExportedModel(folder / f"model.{name}", engine).run_raw(image)
+    found = models[name, engine].run_raw(image)
     for output, (key, value) in zip(expected, found.items(), strict=True):
         assert output.dtype == value.dtype or key == "isthing", key
         assert output.shape == value.shape, key
@@ -106,7 +117,7 @@ def test_equal_to_the_model(folder: Path, eager: ExportForm, name: str, engine: 
     if name == "pt2":
         assert all(np.array_equal(a, b) for a, b in zip(expected, found.values(), strict=True))
     assert np.array_equal(found["category"], category) and np.array_equal(found["isthing"], isthing)
-    assert np.mean(found["panoptic"] != panoptic) <= 1e-4
+    assert np.count_nonzero(found["panoptic"] != panoptic) <= np.ceil(1e-4 * panoptic.size)
     assert np.abs(found["score"] - score).max() <= 1e-4 and np.abs(found["box"] - box).max() <= 1e-3
     counts = np.bincount(found["panoptic"].ravel(), minlength=len(category) + 1)[1:]
     assert counts.tolist() == found["area"].tolist()
@@ -124,9 +135,9 @@ def test_the_form_is_what_the_model_predicts(predictor: Predictor, eager: Export
     assert [s.get("score", 0.0) for s in segments] == pytest.approx(score.tolist())
 
 
-def test_metadata(folder: Path) -> None:
-    for name, engine in READERS:
-        metadata = ExportedModel(folder / f"model.{name}", engine).metadata
+def test_metadata(models: Models) -> None:
+    for model in models.values():
+        metadata = model.metadata
         assert metadata.classes.names == [c["name"] for c in sorted(CATEGORIES, key=lambda c: c["isthing"])]
         assert (metadata.min_size, metadata.max_size, metadata.short_side) == (65, (512, 1024), 96)
         assert metadata.thresholds == {"score": 0.5, "overlap": 0.5, "stuff_area": 0}
@@ -161,13 +172,15 @@ def test_runs_without_pytorch_and_detectron2(
 
 
 @pytest.mark.parametrize(("name", "engine"), READERS)
-def test_the_predictor_with_every_engine(folder: Path, predictor: Predictor, name: str, engine: str) -> None:
+def test_the_predictor_with_every_engine(
+    folder: Path, models: Models, predictor: Predictor, name: str, engine: str
+) -> None:
     exported = Predictor(None, folder / f"model.{name}", engine=engine)
     image = image_of(150, 210)
     expected, found = predictor.predict(image), exported.predict([image])[0]
     assert np.mean(found.panoptic_seg != expected.panoptic_seg) <= 1e-4
     assert [s.class_name for s in found.segments] == [s.class_name for s in expected.segments]
-    alone = runtime.load(folder / f"model.{name}", engine).predict(image)
+    alone = runtime.Runtime(models[name, engine]).predict(image)
     assert np.array_equal(alone.panoptic_seg, found.panoptic_seg) and alone.segments == found.segments
 
 
@@ -183,6 +196,7 @@ def test_tiles(folder: Path) -> None:
 def test_files_and_videos(folder: Path, tmp_path: Path) -> None:
     from ..prediction.batch.test_video import write_clip
 
+    (tmp_path / "in").mkdir()
     write_clip(tmp_path / "in" / "clip.mp4", 3)
     predictor = Predictor(None, folder / "model.onnx")
     summary = predict_files(predictor, [folder / "images", tmp_path / "in"], tmp_path / "out", ["coco", "labelled"])
@@ -196,12 +210,12 @@ def test_evaluation(arguments: Callable, folder: Path, tmp_path: Path) -> None:
     opts = ["MODEL.DEVICE", "cpu", "INPUT.FORMAT", "BGR", "INPUT.MIN_SIZE_TEST", "96"]
     same = [*opts, "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "0"]
     expected = run(arguments("MODEL.WEIGHTS", str(folder / "model.pth"), *same, flags=("--eval-only",)))
-    for name, engine in READERS:
+    for name, engine in (("pt2", "torch"), ("onnx", "onnxruntime")):
         weights = ("MODEL.WEIGHTS", str(folder / f"model.{name}"))
         found = run(arguments(*weights, *same, flags=("--eval-only", "--engine", engine)))
         assert found.keys() == {"panoptic_seg"}
         assert found["panoptic_seg"]["PQ"] == pytest.approx(expected["panoptic_seg"]["PQ"], abs=0.05)
-    with pytest.raises(UserError, match=r"STUFF_AREA_LIMIT is 1024, but .*model.pt2 was exported with 0"):
+    with pytest.raises(UserError, match=r"STUFF_AREA_LIMIT is 1024, but .*model.onnx was exported with 0"):
         run(arguments(*weights, *opts, "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "1024", flags=("--eval-only",)))
 
 
@@ -210,16 +224,14 @@ def test_settings_that_are_fixed_in_a_file(folder: Path) -> None:
     cfg.MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH = 0.4
     with pytest.raises(UserError, match=r"OVERLAP_THRESH is 0.4, but .*model.onnx was exported with 0.5"):
         Predictor(cfg, folder / "model.onnx")
-    with pytest.raises(UserError, match="exported models run on the CPU, not on meta"):
-        Predictor(None, folder / "model.onnx", "meta")
     with pytest.raises(UserError, match="need the engine torch and a checkpoint"):
         Predictor(None, folder / "model.onnx", tta=(1.0,))
     with pytest.raises(UserError, match="without a config, the weights must be an exported file"):
         Predictor(None, folder / "model.pth")
 
 
-def test_images_outside_the_sizes(folder: Path) -> None:
-    model = ExportedModel(folder / "model.onnx")
+def test_images_outside_the_sizes(models: Models) -> None:
+    model = models["onnx", "onnxruntime"]
     for size in ((64, 100), (100, 1025)):
         with pytest.raises(UserError, match="takes images of 65x65 to 512x1024 pixels"):
             model.run(np.zeros((3, *size), np.uint8))
@@ -260,6 +272,30 @@ def test_a_file_that_differs_is_removed(folder: Path, tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match="it differs"):
         export_model(cfg, tmp_path / "new" / "model.onnx", ExportOptions())
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_the_page(
+    folder: Path,
+    workspace: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every block of docs/deploy.md runs, with the files that are there already in place of another export."""
+
+    def copy(cfg: CfgNode, output: Path, options: ExportOptions) -> dict[Path, list]:
+        shutil.copyfile(folder / "model.onnx", output)
+        return {output: []}
+
+    trained = workspace / "output" / "toy_streets"
+    cfg = load_config(trained / "config.yaml")
+    merged = make_config()
+    merged.DATASETS, merged.OUTPUT_DIR = cfg.DATASETS, cfg.OUTPUT_DIR
+    (trained / "config.yaml").write_text(merged.dump())
+    shutil.copyfile(folder / "model.pth", trained / "model_final.pth")
+    monkeypatch.setattr(exporter, "export_model", copy)
+    runner = Runner(monkeypatch)
+    for block in read_blocks(ROOT / "docs" / "deploy.md"):
+        runner.run(block)
+    assert list((workspace / "predictions" / "onnx").glob("*_labelled.jpg"))
 
 
 def test_javascript(folder: Path, tmp_path: Path) -> None:
