@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..config import list_keys, load_config_text
 from ..errors import UserError
-from ..export.exporter import ExportOptions, export_model
 from ..export.session import ENGINES, ExportedModel
 from ..modeling.fusion import resize_panoptic
 from ..structures.id_maps import SegmentInfo
@@ -133,6 +132,11 @@ def build_exported(cfg: CfgNode, engine: str, *, amp: bool = False, tiles: bool 
 
 
 def _export(cfg: CfgNode, engine: str, amp: bool, tiles: bool) -> ExportedModel:
+    from ..export.exporter import (
+        ExportOptions,
+        export_model,
+    )  # all of torch.export, which other predictions do not need
+
     if engine not in _FORMATS:
         raise UserError(f"engine {engine!r} is unknown; use torch, {', '.join(_FORMATS)}")
     logger.info(
