@@ -18,6 +18,7 @@ from .norm import NormFactory, init_xavier, norm_act_from_config
 from .ops.boxes import batched_nms, box_sides, clip_boxes
 from .ops.image_seeds import image_seed
 from .ops.matching import best_matches
+from .ops.symbolic import smaller
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -241,7 +242,7 @@ class SeamlessRPN(RPN):
         if self.min_box_size > 0:
             boxes = clip_boxes(self.box2box_transform.apply_deltas(deltas, anchors), image_size)
             logits = torch.where(box_sides(boxes) >= self.min_box_size, logits, -torch.inf)
-        logits, index = logits.topk(torch.sym_min(self.pre_nms_topk[self.training], logits.shape[0]))
+        logits, index = logits.topk(smaller(self.pre_nms_topk[self.training], logits.shape[0]))
         boxes = clip_boxes(self.box2box_transform.apply_deltas(deltas[index], anchors[index]), image_size)
         # Detectron2 raises for undefined ones in training, in one process out of many; with us the losses tell all.
         keep = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits)

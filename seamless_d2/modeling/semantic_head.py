@@ -11,11 +11,12 @@ from ..errors import UserError
 from .norm import NormFactory, init_xavier, norm_act_from_config
 from .ops.fold import FoldedNorm, fold_into, is_foldable
 from .ops.semantic_loss import hard_pixel_loss
+from .ops.symbolic import smaller
 
 
 def _sliding_mean_matrix(size: int, window: int, like: Tensor) -> Tensor:
     """Return the (size, size) float32 matrix of a stride-1 sliding mean along one axis, border values repeated."""
-    window = torch.sym_min(window, size)
+    window = smaller(window, size)
     # Output i averages the inputs start(i) .. start(i) + window - 1; the clamp is the replicated border.
     start = (torch.arange(size, device=like.device) - (window - 1) // 2).clamp(0, size - window)
     offset = torch.arange(size, device=like.device)[None, :] - start[:, None]

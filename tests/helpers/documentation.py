@@ -48,7 +48,7 @@ SCENES = ["--num-train", "6", "--num-val", "2", "--height", str(HEIGHT), "--widt
 TAKES_OVERRIDES = ("train_net.py", "predict.py", "tune_thresholds.py")
 _DIRECTIVE = re.compile(r"<!-- test: (parse|with|save|build)(?:,? (.*?))? ?-->")
 _EXECUTED = {"bash", "python", "yaml"}
-# JavaScript is run by tests/export.
+# JavaScript is run by tests/export/exported_files.py.
 _SHOWN = {"text", "bibtex", "javascript"}
 
 
