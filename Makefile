@@ -27,10 +27,10 @@ demo: install ## predict, train and evaluate on a small example
 	.venv/bin/python tools/demo.py
 
 test: install ## run the tests
-	.venv/bin/python -m pytest -q tests -n 2 --dist loadscope $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -q tests -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: install ## run the tests that take less than a few seconds each
-	.venv/bin/python -m pytest -q tests -m "not slow" -n 2 --dist loadscope $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -q tests -m "not slow" -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: install ## check style, formatting and the layers of imports
 	.venv/bin/python -m ruff check .
