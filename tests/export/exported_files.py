@@ -140,12 +140,12 @@ import numpy as np
 import torch
 torch.set_num_threads(1)  # as in the tests: the order of sums depends on it
 from seamless_d2 import Predictor
-from seamless_d2.export.session import ExportedModel
 folder, images, output = sys.argv[1:]
-model = ExportedModel(f"{folder}/model.pt2")
+predictor = Predictor(None, f"{folder}/model.pt2", engine="torch")
+model = predictor.model.exported
 images = np.load(images)
 arrays = {f"{key} {output}": value for key in images for output, value in model.run_raw(images[key]).items()}
-predicted = Predictor(None, f"{folder}/model.pt2", engine="torch").predict(f"{folder}/images/0.png")
+predicted = predictor.predict(f"{folder}/images/0.png")
 np.savez(output, metadata=model.metadata.to_json(), predicted=predicted.panoptic_seg, **arrays)
 """
 

@@ -45,7 +45,7 @@ def random_scene(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, in
 def test_thousands_of_random_scenes() -> None:
     generator = torch.Generator().manual_seed(7)
     kept = dropped = stuff = 0
-    for _ in range(3000):
+    for _ in range(1500):
         panoptic_seg, things, stuff_areas = check_equal(*random_scene(generator))
         assert panoptic_seg.dtype == torch.int32
         kept, dropped = kept + int((things > 0).sum()), dropped + int((things == 0).sum())
