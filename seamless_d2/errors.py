@@ -1,5 +1,6 @@
 """The exception for mistakes that a user can correct, and its handling by the tools."""
 
+import os
 import signal
 import sys
 import threading
@@ -29,6 +30,8 @@ def run_tool(main: Callable[[], object]) -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, exit_on_signal)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forget_handler)
     try:
         main()
     except UserError as error:
@@ -39,6 +42,16 @@ def run_tool(main: Callable[[], object]) -> None:
         sys.exit(f"error: {error.filename}: {error.strerror}; check the path, its permissions and the free disk space")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _forget_handler() -> None:
+    """Let SIGTERM end a forked child at once, as the pools of other packages rely on.
+
+    With a handler of Python's, a signal that comes right before a child waits for a lock would be noticed only after
+    that, which may be never: the pool would wait for its worker, and the program for its pool.
+    """
+    if signal.getsignal(signal.SIGTERM) is exit_on_signal:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def exit_on_signal(number: int, frame: FrameType | None) -> None:

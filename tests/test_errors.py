@@ -1,5 +1,6 @@
 """One sentence and a non-zero exit for what a user can put right."""
 
+import os
 import subprocess
 import sys
 
@@ -69,3 +70,18 @@ def test_tools_exit_with_one_sentence(tool: str, arguments: list[str], words: st
     assert last.startswith("error: ") and words in last
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_sigterm_ends_forked_children_at_once() -> None:
+    """A handler of Python's may run too late in a child that waits for a lock: pools of other packages then hang."""
+    code = (
+        "import os, signal; from seamless_d2.errors import exit_on_signal, run_tool\n"
+        "def main():\n"
+        "    assert signal.getsignal(signal.SIGTERM) is exit_on_signal\n"
+        "    if not (child := os.fork()):\n"
+        "        os._exit(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)\n"
+        "    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "run_tool(main)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
