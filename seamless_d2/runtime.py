@@ -10,7 +10,6 @@ result.save("results", "street", formats=("labelled", "ids"))
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from .errors import UserError
 from .export.session import ExportedModel, Metadata
@@ -52,11 +51,7 @@ class Runtime:
                 accept images of the size to which this one is resized.
         """
         array = image_array(image)
-        height, width = self.metadata.get_network_size(*array.shape[:2])
-        resized = array
-        if (height, width) != array.shape[:2]:
-            resized = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR))
-        panoptic_seg, segments = self.model.run(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        panoptic_seg, segments = self.model.run(self.metadata.resize(array))
         return PanopticResult.from_fusion(array, *resize_ids(panoptic_seg, segments, *array.shape[:2]), self.classes)
 
 

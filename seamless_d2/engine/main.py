@@ -12,7 +12,7 @@ from ..checkpoint import load_weights
 from ..evaluation.tables import without_nan
 from ..io import write_json
 from ..modeling.ops.fold import prepare_for_inference
-from ..prediction.engines import build_exported, is_exported
+from ..prediction.engines import build_exported, is_eager
 from ..prediction.options import PredictionOptions
 from .config_changes import check_changes
 from .dry_run import dry_run
@@ -33,7 +33,7 @@ def evaluate(
     Returns:
         The results as Detectron2's ``DefaultTrainer.test`` returns them.
     """
-    if engine in (None, "torch") and not is_exported(cfg.MODEL.WEIGHTS):
+    if is_eager(engine, cfg.MODEL.WEIGHTS):
         model = build_model(cfg)
         load_weights(model, cfg.MODEL.WEIGHTS)
         prepare_for_inference(model)

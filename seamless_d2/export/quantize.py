@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
@@ -35,12 +34,7 @@ class _Reader:
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Return the next input, or None after the last."""
         path = next(self._images, None)
-        if path is None:
-            return None
-        image = read_image(path)
-        height, width = self._metadata.get_network_size(*image.shape[:2])
-        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        return {"image": np.ascontiguousarray(resized.transpose(2, 0, 1))}
+        return None if path is None else {"image": self._metadata.resize(read_image(path))}
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return iter(self.get_next, None)

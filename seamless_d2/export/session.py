@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..errors import UserError
 from ..structures.classes import Classes
@@ -85,6 +86,13 @@ class Metadata:
         sides = (self.short_side, scale * width) if height < width else (scale * height, self.short_side)
         shrink = self.long_side / max(sides) if max(sides) > self.long_side else 1.0
         return int(sides[0] * shrink + 0.5), int(sides[1] * shrink + 0.5)
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """Return a (H, W, 3) uint8 RGB image as the (3, h, w) array at the size of the network."""
+        height, width = self.get_network_size(*image.shape[:2])
+        if (height, width) != image.shape[:2]:
+            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 class ExportedModel:

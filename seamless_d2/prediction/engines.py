@@ -30,6 +30,11 @@ def is_exported(weights: str | Path) -> bool:
     return Path(weights).suffix in ENGINES
 
 
+def is_eager(engine: str | None, weights: str | Path) -> bool:
+    """Return whether PyTorch's eager mode runs a model: a checkpoint, and no other engine was asked for."""
+    return engine in (None, "torch") and not is_exported(weights)
+
+
 class ExportedPanoptic(nn.Module):
     """An exported model with the part of ``SeamlessPanoptic``'s interface that predictions and evaluators use.
 

@@ -22,7 +22,7 @@ from ..modeling.ops.fold import compile_network, prepare_for_inference
 from ..modeling.panoptic import NetworkOutput, SeamlessPanoptic, mask_logits
 from ..structures.classes import Classes
 from ..structures.id_maps import SegmentInfo
-from .engines import ExportedPanoptic, build_exported, is_exported, read_exported_config
+from .engines import ExportedPanoptic, build_exported, is_eager, is_exported, read_exported_config
 from .options import PredictionOptions
 from .result import HeadOutputs, PanopticResult, image_array
 from .tiles import Stitcher, plan_tiles
@@ -93,12 +93,12 @@ class Predictor:
                 raise UserError("without a config, the weights must be an exported file; give a config")
             config = read_exported_config(weights, self.options.engine, amp=self.options.amp)
         cfg = config if isinstance(config, CfgNode) else load_config(config)
-        is_eager = self.options.engine in (None, "torch") and not is_exported(weights or cfg.MODEL.WEIGHTS)
-        device = device if is_eager else device or "cpu"
+        eager = is_eager(self.options.engine, weights or cfg.MODEL.WEIGHTS)
+        device = device if eager else device or "cpu"
         self.cfg = cfg = self.options.apply(cfg, None if weights is None else str(weights), device)
         self.classes = Classes.from_config(cfg) or _number_classes(cfg)
         self.resize = build_resize(cfg, is_train=False)
-        self.model = self._build_eager(cfg) if is_eager else self._build_exported(cfg)
+        self.model = self._build_eager(cfg) if eager else self._build_exported(cfg)
 
     def _build_exported(self, cfg: CfgNode) -> ExportedPanoptic:
         options = self.options
