@@ -11,6 +11,12 @@
     memory      what autograd keeps of the trunk, a Vistas-size image, matching of anchors
     evaluation  panoptic quality, against COCOPanopticEvaluator and panopticapi
 
+    python tools/benchmark.py accuracy --data datasets/facade --weights weights/R-50.pkl
+
+    accuracy    PQ of ours and of PanopticFPN R50 after the same training on photos; --rows names ablations. --data
+                holds images/{train,val}, panoptic_{train,val} and panoptic_{train,val}.json. On a CPU the training is
+                short; finished trainings are kept in --output, and an interrupted call goes on.
+
 Both sides run in turn after a warm-up. The json holds, per case, `ours` and `other` (medians of seconds, or bytes),
 `ratio` = other / ours, `unit`, `spread` and `other_spread` ((max - min) / median), `target` (the ratio aimed at, or
 null) and `note`. `all` takes some 12 minutes on two cores and 14 GB of memory.
@@ -23,6 +29,7 @@ from pathlib import Path
 
 import torch
 from benchmarks import BENCHMARKS
+from benchmarks.accuracy import ROWS, Comparison, benchmark_accuracy
 from benchmarks.measure import format_cases
 
 from seamless_d2.errors import UserError, run_tool
@@ -31,11 +38,19 @@ from seamless_d2.io import write_json
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*BENCHMARKS, "all"])
+    parser.add_argument("what", choices=[*BENCHMARKS, "accuracy", "all"])
     parser.add_argument("--against", choices=["detectron2"], help="what to compare with")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU if there is one")
     parser.add_argument("--json", help="file for the numbers")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that everything runs")
+    group = parser.add_argument_group("accuracy")
+    group.add_argument("--data", type=Path, help="folder of the data set")
+    group.add_argument("--weights", default="", help="initial weights of the ResNet-50; default random")
+    group.add_argument("--output", type=Path, default=Path("output/accuracy"), help="folder of the trainings")
+    group.add_argument("--rows", nargs="+", default=["stock", "ours"], help=f"of: {'; '.join(ROWS)}")
+    group.add_argument("--seeds", type=int, default=2)
+    group.add_argument("--iterations", type=int, help="default 300 on a CPU, 6000 on a GPU")
+    group.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings of all rows")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("this PyTorch sees no GPU; use --device cpu")
@@ -44,6 +59,16 @@ def main() -> None:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    if args.what == "accuracy":
+        if args.data is None:
+            raise UserError("accuracy needs --data, the folder of a data set")
+        size = {} if device == "cpu" else {"iterations": 6000, "batch": 4, "size": 512, "rois": 256, "lr": 0.01}
+        size |= {"iterations": args.iterations} if args.iterations else {}
+        options = {"rows": tuple(args.rows), "seeds": args.seeds, "overrides": tuple(args.opts), **size}
+        found = benchmark_accuracy(Comparison(args.data, args.weights, args.output, device, **options))
+        if args.json:
+            write_json(args.json, {"accuracy": found}, indent=2)
+        return
     content = {}
     for what in BENCHMARKS if args.what == "all" else [args.what]:
         print(f"{what} ...", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Speed and memory, always as ratios measured side by side in one run."""
+"""Speed, memory and accuracy, always measured side by side in one run."""
 
 from .evaluation import benchmark_evaluation
 from .fusion import benchmark_fusion

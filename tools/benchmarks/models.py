@@ -31,8 +31,8 @@ def our_config(name: str, device: str, quick: bool = False) -> CfgNode:
     return cfg
 
 
-def stock_config(ours: CfgNode) -> CfgNode:
-    """Detectron2's own config of PanopticFPN R50, with the classes of one of ours.
+def stock_config_file() -> Path:
+    """Detectron2's own config of PanopticFPN R50.
 
     Raises:
         UserError: the installed Detectron2 has no configs.
@@ -40,8 +40,13 @@ def stock_config(ours: CfgNode) -> CfgNode:
     path = Path(detectron2.__file__).parent / "model_zoo" / "configs" / _STOCK_CONFIG
     if not path.is_file():
         raise UserError(f"the installed detectron2 lacks {path}; install it with its model_zoo folder")
+    return path
+
+
+def stock_config(ours: CfgNode) -> CfgNode:
+    """Detectron2's own config of PanopticFPN R50, with the classes of one of ours."""
     cfg = get_cfg()
-    cfg.merge_from_file(str(path))
+    cfg.merge_from_file(str(stock_config_file()))
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = ours.MODEL.DEVICE, ""
     things = ours.MODEL.ROI_HEADS.NUM_CLASSES
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = things
