@@ -85,9 +85,24 @@ def add_seamless_config(cfg: CfgNode) -> None:
     # The data sets to register: [name, image_dir, panoptic_dir, panoptic_json] for COCO panoptic, or [name, root,
     # split] for the original's format. Relative paths are below $DETECTRON2_DATASETS (default ./datasets).
     cfg.DATASETS.PANOPTIC = []
+    # --- augmentation, besides Detectron2's INPUT keys ----------------------------------------------------------
+    # Large-scale jitter (Ghiasi et al., CVPR 2021): the range of scales, such as [0.1, 2.0], of the size CROP.SIZE into
+    # which the image is fitted, before it is cropped or padded to exactly that size. Empty: off.
+    cfg.INPUT.LARGE_SCALE_JITTER = []
+    # Brightness, contrast and saturation are each changed by a random factor in 1 - this .. 1 + this.
+    cfg.INPUT.COLOR_JITTER = 0.0
+    # The probability that a random half of the instances of another image is pasted into an image.
+    cfg.INPUT.COPY_PASTE = 0.0
+    # InstanceScaleUniformSampler: the range of the sizes of instances (the square root of the area of the box, in
+    # pixels) that scales are chosen for, and the range of the factors by which an image is scaled at all.
+    cfg.INPUT.INSTANCE_SIZES = [16.0, 512.0]
+    cfg.INPUT.INSTANCE_SCALES = [0.25, 4.0]
+
     # DATALOADER.SAMPLER_TRAIN may be TrainingSampler, RepeatFactorTrainingSampler (with REPEAT_THRESHOLD; it counts
-    # things and stuff), RandomSubsetTrainingSampler or GroupedBatchSampler (the original's: whole epochs, and no batch
-    # mixes landscape and portrait images). This is the fraction of the images that RandomSubsetTrainingSampler takes.
+    # things and stuff), RandomSubsetTrainingSampler, InstanceScaleUniformSampler (crops around instances of classes
+    # that are drawn with equal probability; it needs CROP.ENABLED) or GroupedBatchSampler (the original's: whole
+    # epochs, and no batch mixes landscape and portrait images). This is the fraction of the images that
+    # RandomSubsetTrainingSampler takes.
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
     # What happens if a file cannot be read or a loader process dies: "stop", or "skip" up to MAX_FAULTS times. In place
     # of an unreadable image, "skip" takes the next one; a batch that was lost with its process is loaded again.

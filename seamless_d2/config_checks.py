@@ -93,6 +93,10 @@ RULES: list[tuple[str, Rule]] = [
     ("MODEL.SEM_SEG_HEAD.DILATION MODEL.SEAMLESS.GN_GROUPS", _at_least(1)),
     ("MODEL.RPN.CROWD_THRESH MODEL.ROI_HEADS.CROWD_THRESH", _between(0, 1)),
     ("MODEL.RPN.NMS_THRESH MODEL.ROI_HEADS.NMS_THRESH_TEST MODEL.ROI_HEADS.SCORE_THRESH_TEST", _between(0, 1)),
+    (
+        "MODEL.RPN.BBOX_REG_LOSS_TYPE MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE",
+        _one_of("smooth_l1", "giou", "diou", "ciou", "crop_aware_smooth_l1"),
+    ),
     ("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", _between(0, 1)),
     ("MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", _between(0, 1)),
     ("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", _at_least(0)),
@@ -102,6 +106,15 @@ RULES: list[tuple[str, Rule]] = [
     ("INPUT.MIN_SIZE_TEST", _at_least(0)),
     ("INPUT.CROP.TYPE", _one_of("relative", "relative_range", "absolute", "absolute_range")),
     ("INPUT.CROP.SIZE", _each(_ABOVE_ZERO, 2)),
+    (
+        "INPUT.LARGE_SCALE_JITTER",
+        (lambda v: not v or (len(v) == 2 and 0 < v[0] <= v[1]), "empty, or two numbers above 0 in ascending order"),
+    ),
+    (
+        "INPUT.INSTANCE_SIZES INPUT.INSTANCE_SCALES",
+        (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "two numbers above 0 in ascending order"),
+    ),
+    ("INPUT.COLOR_JITTER INPUT.COPY_PASTE", _between(0, 1)),
     ("INPUT.RANDOM_FLIP", _one_of("none", "horizontal", "vertical")),
     ("DATALOADER.NUM_WORKERS DATALOADER.MAX_FAULTS DATALOADER.REPEAT_THRESHOLD", _at_least(0)),
     ("DATALOADER.RANDOM_SUBSET_RATIO", (lambda value: 0 < value <= 1, "above 0 and at most 1")),
@@ -154,3 +167,17 @@ def check_config(cfg: CfgNode, section: str = "") -> None:
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not section and cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
         raise UserError(f'INPUT.MIN_SIZE_TRAIN is {sizes}; INPUT.MIN_SIZE_TRAIN_SAMPLING "range" needs two values')
+    is_uniform = cfg.DATALOADER.SAMPLER_TRAIN == "InstanceScaleUniformSampler"
+    if not section and is_uniform and not cfg.INPUT.CROP.ENABLED:
+        raise UserError("DATALOADER.SAMPLER_TRAIN InstanceScaleUniformSampler needs crops; set INPUT.CROP.ENABLED True")
+    if not section and cfg.INPUT.LARGE_SCALE_JITTER:
+        if is_uniform:
+            raise UserError(
+                "INPUT.LARGE_SCALE_JITTER and DATALOADER.SAMPLER_TRAIN InstanceScaleUniformSampler both choose the "
+                "scale; use one of them"
+            )
+        if not cfg.INPUT.CROP.ENABLED or cfg.INPUT.CROP.TYPE != "absolute":
+            raise UserError(
+                "INPUT.LARGE_SCALE_JITTER makes images of one size; set INPUT.CROP.ENABLED True, INPUT.CROP.TYPE "
+                "absolute and INPUT.CROP.SIZE"
+            )

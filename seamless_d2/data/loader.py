@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..parallel import WorkerDied
 from .mapper import SeamlessMapper
 from .sampling import build_train_sampler
-from .seeding import Sample, SeededDataset
+from .seeding import Sample, SeededDataset, split_index
 from .workers import BatchWorkers
 
 
@@ -56,7 +56,9 @@ class BatchPlan:
     def _iterate(self) -> Iterator[list[Sample]]:
         open_batches: dict[bool, list[Sample]] = {True: [], False: []}
         for number, index in enumerate(self.sampler):
-            batch = open_batches[self.is_landscape is None or self.is_landscape[index]]
+            batch = open_batches[
+                self.is_landscape is None or self.is_landscape[split_index(index, len(self.is_landscape))[0]]
+            ]
             batch.append((number * self.world_size + self.rank, index))
             if len(batch) == self.batch_size:
                 yield batch.copy()
@@ -155,7 +157,8 @@ class TrainLoader:
             except WorkerDied as error:
                 # The position has not moved, so that new workers start with the batch that was lost.
                 self.close()
-                files = ", ".join(self.records[index]["file_name"] for _, index in next(iter(self.plan_batches())))
+                lost = [split_index(index, len(self.records))[0] for _, index in next(iter(self.plan_batches()))]
+                files = ", ".join(self.records[index]["file_name"] for index in lost)
                 self._count_fault(
                     f"a data loader process {error} while batch {self.batches} ({files}) was awaited; most often "
                     "memory ran out: lower DATALOADER.NUM_WORKERS",
@@ -215,7 +218,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
     size = micro_batch_size(cfg)
     return TrainLoader(
         records,
-        SeamlessMapper(cfg, True),
+        SeamlessMapper(cfg, True, sources=records if cfg.INPUT.COPY_PASTE else ()),
         lambda s: build_train_sampler(cfg, records, seed=s, batch_size=size),
         batch_size=size,
         seed=seed,

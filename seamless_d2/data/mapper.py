@@ -4,6 +4,8 @@ All targets are derived from the panoptic PNG after augmentation, so that boxes,
 regions always agree.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -15,7 +17,8 @@ from ..io import read_id_image, read_image, rgb_to_ids
 from ..structures.classes import VOID_LABEL, Classes
 from ..structures.id_maps import label_boxes
 from ..structures.segment_masks import SegmentMasks
-from .transforms import build_augmentations
+from .copy_paste import Scene, paste_instances
+from .transforms import Focus, build_augmentations, to_tensor
 
 
 class SeamlessMapper:
@@ -24,9 +27,13 @@ class SeamlessMapper:
     A training dict holds the keys of the record without segments_info, and
 
     - "image": (3, H, W) uint8 tensor in the order of INPUT.FORMAT;
-    - "instances": ``Instances`` with gt_boxes (the tight boxes of what is visible after the crop), gt_classes and
-      gt_masks (``SegmentMasks`` with void and crowd regions);
+    - "instances": ``Instances`` with gt_boxes (the tight boxes of what is visible after the crop), gt_classes,
+      gt_masks (``SegmentMasks`` with void and crowd regions) and gt_open_sides ((N, 4) bool: whether the object touches
+      the border x0, y0, x1, y1 of a crop where the image goes on, so that its box may be larger);
     - "sem_seg": (H, W) int64 labels, 255 = void.
+
+    A record may have the key "focus", the semantic label of the class that a crop is to show
+    (``InstanceScaleUniformSampler``).
 
     A test dict holds the image and the keys of the record. If ``output_size`` is "input" (TEST.EVAL_RESOLUTION), its
     height and width are those of the resized image.
@@ -41,6 +48,8 @@ class SeamlessMapper:
         image_format: str,
         classes: Classes,
         output_size: str = "output",
+        copy_paste: float = 0.0,
+        sources: Sequence[dict] = (),
     ) -> None:
         """
         Args:
@@ -50,6 +59,8 @@ class SeamlessMapper:
             classes: The classes of the data set, for their semantic labels.
             output_size: "output" keeps the record's height and width in test dicts, "input" states those of the resized
                 image.
+            copy_paste: The probability in 0..1 that instances of another image are pasted into a training image.
+            sources: The records whose instances are pasted.
 
         Raises:
             UserError: ``image_format`` is unknown.
@@ -61,6 +72,8 @@ class SeamlessMapper:
         self.image_format = image_format
         self.classes = classes
         self.output_size = output_size
+        self.copy_paste = copy_paste if len(sources) else 0.0
+        self.sources = sources
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -71,6 +84,7 @@ class SeamlessMapper:
             "classes": Classes.from_config(cfg)
             or Classes.numbered(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES),
             "output_size": cfg.TEST.EVAL_RESOLUTION,
+            "copy_paste": cfg.INPUT.COPY_PASTE,
         }
 
     def __call__(self, record: dict) -> dict:
@@ -79,26 +93,74 @@ class SeamlessMapper:
         Raises:
             UserError: A file is missing, is corrupt or contradicts the json.
         """
-        image = read_image(record["file_name"], (record["height"], record["width"]))
-        if self.image_format == "BGR":
-            image = image[:, :, ::-1]
+        result = {k: v for k, v in record.items() if k not in ("segments_info", "focus")}
+        if not self.is_train:
+            image = self._augment(self._read_image(record), record)[0]
+            result["image"] = to_tensor(image, self.image_format)
+            if self.output_size == "input":
+                # The model resizes its results to this size.
+                result["height"], result["width"] = image.shape[:2]
+            return result
+        scene = self._make_scene(record)
+        if self.copy_paste and np.random.rand() < self.copy_paste:
+            source = self.sources[np.random.randint(len(self.sources))]
+            scene = paste_instances(scene, self._make_scene(source))
+        result["image"] = to_tensor(scene.image, self.image_format)
+        result["instances"], result["sem_seg"] = self._make_targets(scene)
+        return result
+
+    @staticmethod
+    def _read_image(record: dict) -> np.ndarray:
+        """Return the (H, W, 3) uint8 RGB image of a record."""
+        return read_image(record["file_name"], (record["height"], record["width"]))
+
+    def _augment(
+        self, image: np.ndarray, record: dict, focus: Focus | None = None
+    ) -> tuple[np.ndarray, T.TransformList]:
+        """Return the augmented image, and the transforms that were applied."""
         augmented = T.AugInput(image)
+        augmented.focus = focus
         try:
             transforms = self.augmentations(augmented)
         except UserError as error:
             raise UserError(f"{record['file_name']}: {error}") from None
-        result = {k: v for k, v in record.items() if k != "segments_info"}
-        result["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        if not self.is_train and self.output_size == "input":
-            # The model resizes its results to this size.
-            result["height"], result["width"] = augmented.image.shape[:2]
-        if self.is_train:
-            labels = self._read_labels(record, transforms)
-            result["instances"], result["sem_seg"] = self._make_targets(labels, record["segments_info"])
-        return result
+        return augmented.image, transforms
 
-    def _read_labels(self, record: dict, transforms: T.TransformList) -> np.ndarray:
-        """Return the (h, w) int32 label map after augmentation: 0 = void, k = segment k-1 of the record."""
+    def _make_scene(self, record: dict) -> Scene:
+        """Read and augment an image with its label map."""
+        image, rgb = self._read_image(record), self._read_ids(record)
+        focus = self._find_focus(self._find_labels(rgb, record), record) if "focus" in record else None
+        image, transforms = self._augment(image, record, focus)
+        # The bytes of the ids are resized as an image by nearest sampling, so that ids are looked up after the crop.
+        labels = self._find_labels(transforms.apply_segmentation(rgb), record)
+        size = np.array([record["width"], record["height"]], np.float64)
+        corners = transforms.apply_coords(np.stack([0 * size, size]))
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        # The source goes on beyond a border if its own corner lies outside.
+        goes_on = np.concatenate([low < -0.5, high > np.array(labels.shape[::-1]) + 0.5])
+        return Scene(image, labels, record["segments_info"], goes_on)
+
+    def _find_focus(self, labels: np.ndarray, record: dict) -> Focus | None:
+        """Choose an instance of the class ``record["focus"]``, or a pixel of it if it is stuff."""
+        chosen = [
+            k
+            for k, segment in enumerate(record["segments_info"], 1)
+            if self.classes.to_label(segment) == record["focus"] and not segment["iscrowd"]
+        ]
+        chosen = [k for k in chosen if (labels == k).any()]
+        if not chosen:
+            return None  # it took the place of a record that could not be read
+        k = chosen[np.random.randint(len(chosen))]
+        rows, columns = (labels == k).nonzero()
+        if record["segments_info"][k - 1]["isthing"]:
+            box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            return Focus(tuple(map(float, box)), True)
+        pixel = np.random.randint(len(rows))
+        return Focus((columns[pixel], rows[pixel], columns[pixel] + 1.0, rows[pixel] + 1.0), False)
+
+    @staticmethod
+    def _read_ids(record: dict) -> np.ndarray:
+        """Return the (H, W, 3) uint8 bytes of the ids of a record's panoptic map."""
         path = record["pan_seg_file_name"]
         rgb = read_id_image(path)
         if rgb.shape[:2] != (record["height"], record["width"]):
@@ -106,8 +168,12 @@ class SeamlessMapper:
                 f"panoptic map {path} is {rgb.shape[1]} x {rgb.shape[0]} pixels but its annotation says "
                 f"{record['width']} x {record['height']}; mend the json or the file"
             )
-        # The bytes of the ids are resized as an image by nearest sampling, so that ids are looked up after the crop.
-        ids = rgb_to_ids(transforms.apply_segmentation(rgb))
+        return rgb
+
+    @staticmethod
+    def _find_labels(rgb: np.ndarray, record: dict) -> np.ndarray:
+        """Return the (h, w) int32 label map of (h, w, 3) bytes of ids: 0 = void, k = segment k-1 of the record."""
+        ids = rgb_to_ids(rgb)
         known = np.array([0, *(segment["id"] for segment in record["segments_info"])], np.int64)
         order = known.argsort(kind="stable")
         nearest = np.searchsorted(known[order], ids).clip(max=len(known) - 1)
@@ -115,12 +181,14 @@ class SeamlessMapper:
         unknown = known[labels] != ids
         if unknown.any():
             raise UserError(
-                f"panoptic map {path} holds id {ids[unknown].min()}, which its json does not list; mend one of them"
+                f"panoptic map {record['pan_seg_file_name']} holds id {ids[unknown].min()}, which its json does not "
+                "list; mend one of them"
             )
         return labels
 
-    def _make_targets(self, labels: np.ndarray, segments: list[dict]) -> tuple[Instances, torch.Tensor]:
-        """Return the instances and the (h, w) int64 semantic labels of a label map."""
+    def _make_targets(self, scene: Scene) -> tuple[Instances, torch.Tensor]:
+        """Return the instances and the (h, w) int64 semantic labels of a scene."""
+        labels, segments = scene.labels, scene.segments
         semantic = np.full(len(segments) + 1, VOID_LABEL, np.int64)
         for k, segment in enumerate(segments, 1):
             # Crowd regions keep their class here; only the instance branches ignore them.
@@ -136,4 +204,7 @@ class SeamlessMapper:
         instances.gt_masks = SegmentMasks(
             torch.from_numpy(labels), torch.tensor(ids, dtype=torch.int32), torch.tensor(crowd_ids, dtype=torch.int32)
         )
+        height, width = labels.shape
+        touches = np.stack([boxes[ids][:, k] == (0, 0, width, height)[k] for k in range(4)], axis=1)
+        instances.gt_open_sides = torch.from_numpy(touches & scene.open_sides)
         return instances, torch.from_numpy(semantic[labels])

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
@@ -11,6 +12,7 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from ..errors import UserError
+from .seeding import join_index
 
 
 class GroupedBatchSampler(Sampler[int]):
@@ -96,6 +98,57 @@ def repeat_factors(records: list[dict[str, Any]], threshold: float, sqrt: bool =
     return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(classes, threshold, sqrt)
 
 
+class InstanceScaleUniformSampler(Sampler[int]):
+    """Classes with equal probability, then an image that has the class (Porzi et al., CVPR 2021, section 3.3).
+
+    The crop is then made around an instance of the class (``ResizeCropAround``). Indices are those of ``join_index``,
+    without end; the processes take them in turn.
+    """
+
+    def __init__(
+        self,
+        records: list[dict[str, Any]],
+        num_stuff: int,
+        seed: int,
+        *,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        """
+        Args:
+            records: The N records; crowd regions do not count.
+            num_stuff: The number of stuff classes, after which the labels of things begin.
+            seed: The seed of the order, the same in all processes.
+            rank, world_size: The number of this process and of all processes; default what Detectron2 says.
+
+        Raises:
+            UserError: No record has a segment.
+        """
+        images: dict[int, list[int]] = {}
+        for index, record in enumerate(records):
+            segments = [s for s in record["segments_info"] if not s["iscrowd"]]
+            for label in {s["category_id"] + num_stuff * s["isthing"] for s in segments}:
+                images.setdefault(label, []).append(index)
+        if not images:
+            raise UserError("DATALOADER.SAMPLER_TRAIN InstanceScaleUniformSampler: no image has a segment")
+        self.images = dict(sorted(images.items()))
+        self.num_images = len(records)
+        self.seed = seed
+        self.rank = comm.get_rank() if rank is None else rank
+        self.world_size = comm.get_world_size() if world_size is None else world_size
+
+    def __iter__(self) -> Iterator[int]:
+        yield from itertools.islice(self._draw(), self.rank, None, self.world_size)
+
+    def _draw(self) -> Iterator[int]:
+        generator, classes = np.random.default_rng(self.seed), list(self.images.items())
+        while True:
+            # A block costs no more than a single number.
+            for class_part, image_part in generator.random((1024, 2)).tolist():
+                label, images = classes[int(class_part * len(classes))]
+                yield join_index(images[int(image_part * len(images))], label, self.num_images)
+
+
 def build_train_sampler(
     cfg: CfgNode, dataset_dicts: list[dict[str, Any]], *, seed: int | None = None, batch_size: int | None = None
 ) -> Sampler[int]:
@@ -123,10 +176,13 @@ def build_train_sampler(
     if name == "RandomSubsetTrainingSampler":
         ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
         return RandomSubsetTrainingSampler(len(dataset_dicts), ratio, seed_shuffle=seed, seed_subset=seed)
+    if name == "InstanceScaleUniformSampler":
+        num_stuff = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        return InstanceScaleUniformSampler(dataset_dicts, num_stuff, seed)
     if name == "GroupedBatchSampler":
         per_process = batch_size or cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         return GroupedBatchSampler([r["width"] > r["height"] for r in dataset_dicts], per_process, seed)
     raise UserError(
         f"DATALOADER.SAMPLER_TRAIN is {name!r}; use TrainingSampler, RepeatFactorTrainingSampler, "
-        "RandomSubsetTrainingSampler or GroupedBatchSampler"
+        "RandomSubsetTrainingSampler, InstanceScaleUniformSampler or GroupedBatchSampler"
     )

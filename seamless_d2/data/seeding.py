@@ -10,11 +10,22 @@ from torch.utils.data import Dataset
 
 from ..errors import UserError
 
-#: A training sample: its number, counted over all processes, and the index of its record.
+#: A training sample: its number, counted over all processes, and the index of its record, see ``join_index``.
 Sample = tuple[int, int]
 
 # The number of records in a row that are tried if records cannot be read and are skipped.
 _MAX_TRIES = 10
+
+
+def join_index(index: int, focus: int | None, count: int) -> int:
+    """Return one number for a record and the semantic label that its crop is to show (None: no certain one)."""
+    return index if focus is None else (focus + 1) * count + index
+
+
+def split_index(joined: int, count: int) -> tuple[int, int | None]:
+    """Return the index of a record, of ``count``, and the label that ``join_index`` has put together."""
+    focus, index = divmod(joined, count)
+    return index, focus - 1 if focus else None
 
 
 @contextlib.contextmanager
@@ -63,10 +74,13 @@ class SeededDataset(Dataset):
         Raises:
             UserError: The record, or with ``skip`` also those after it, cannot be read.
         """
-        number, index = sample
+        number, joined = sample
+        index, focus = split_index(joined, len(self))
         faults = []
         for step in range(min(_MAX_TRIES, len(self)) if self.skip else 1):
             record = self.records[(index + step) % len(self)]
+            if focus is not None:
+                record = {**record, "focus": focus}
             try:
                 with seeded(self.seed, number) as sample_seed:
                     result = self.mapper(record)

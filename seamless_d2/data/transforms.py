@@ -1,5 +1,7 @@
 """The augmentations of the mapper, and those that Detectron2 does not have."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -91,6 +93,70 @@ class ResizeCrop(T.Augmentation):
         return ResizeCropTransform(size, new_size, (x0, y0, width, height))
 
 
+@dataclass(frozen=True)
+class Focus:
+    """The object that a crop is to show.
+
+    Attributes:
+        box: Its box x0, y0, x1, y1 in pixels of the source.
+        has_size: Whether the scale is to follow the size of the box: that of an instance, not of a region of stuff.
+    """
+
+    box: tuple[float, float, float, float]
+    has_size: bool
+
+
+class ResizeCropAround(ResizeCrop):
+    """Instance-scale-uniform sampling (Porzi et al., CVPR 2021, section 3.3): scale and crop follow an instance.
+
+    The image is scaled so that the instance gets a size, the square root of the area of its box, that is drawn
+    log-uniformly; of regions of stuff, and without a focus, the scale is the usual one. The crop holds the focus, or as
+    much of it as fits, at a random place.
+    """
+
+    def __init__(
+        self,
+        resize: T.ResizeShortestEdge,
+        crop: T.RandomCrop,
+        sizes: tuple[float, float],
+        scales: tuple[float, float],
+    ) -> None:
+        """
+        Args:
+            resize, crop: See ``ResizeCrop``.
+            sizes: The smallest and the largest size of instances, in pixels of the resized image.
+            scales: The smallest and the largest factor by which an image is scaled for an instance.
+        """
+        super().__init__(resize, crop)
+        self.sizes, self.scales = sizes, scales
+
+    def get_transform(self, image: np.ndarray, focus: Focus | None) -> T.Transform:
+        if focus is None:
+            return super().get_transform(image)
+        height, width = image.shape[:2]
+        x0, y0, x1, y1 = focus.box
+        if focus.has_size:
+            size = np.exp(np.random.uniform(*np.log(self.sizes)))
+            scale = float(np.clip(size / np.sqrt((x1 - x0) * (y1 - y0)), *self.scales))
+            new_size = max(round(height * scale), 1), max(round(width * scale), 1)
+            check_pixels(new_size[1], new_size[0], "the image, resized by INPUT.INSTANCE_SIZES,")
+        else:
+            resized = self.resize.get_transform(image)
+            is_resized = isinstance(resized, T.ResizeTransform)
+            new_size = (resized.new_h, resized.new_w) if is_resized else (height, width)
+        crop = self.crop.get_crop_size(new_size)
+        offsets = []
+        for low, high, old, new, length in (
+            (y0, y1, height, new_size[0], crop[0]),
+            (x0, x1, width, new_size[1], crop[1]),
+        ):
+            # Either the object lies in the crop, or the crop in the object.
+            low, high = sorted((low * new / old, high * new / old - length))
+            low, high = (int(np.clip(round(v), 0, new - length)) for v in (low, high))
+            offsets.append(np.random.randint(low, high + 1))
+        return ResizeCropTransform((height, width), new_size, (offsets[1], offsets[0], crop[1], crop[0]))
+
+
 def build_resize(cfg: CfgNode, is_train: bool) -> T.ResizeShortestEdge:
     """Build the resize that Detectron2's INPUT keys describe; MIN_SIZE_TRAIN_SAMPLING "range" is scale jitter."""
     resize = TruncatingResizeShortestEdge if cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS else BoundedResizeShortestEdge
@@ -102,16 +168,30 @@ def build_resize(cfg: CfgNode, is_train: bool) -> T.ResizeShortestEdge:
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Build the resize and, for training, the crop and the flip that Detectron2's INPUT keys describe."""
-    resize = build_resize(cfg, is_train)
+    """Build the resize and, for training, the crop, the flip and the color jitter that the INPUT keys describe.
+
+    They take RGB images, and "focus" of their input (a ``Focus`` or None) for instance-scale-uniform sampling.
+    """
+    resize, keys = build_resize(cfg, is_train), cfg.INPUT
     if not is_train:
         return [resize]
     augmentations: list[T.Augmentation] = [resize]
-    if cfg.INPUT.CROP.ENABLED:
-        augmentations = [ResizeCrop(resize, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))]
-    if cfg.INPUT.RANDOM_FLIP != "none":
-        vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
+    if keys.LARGE_SCALE_JITTER:
+        size = tuple(int(side) for side in keys.CROP.SIZE)
+        # The bytes of an id are padded with 0, which is void.
+        augmentations = [T.ResizeScale(*keys.LARGE_SCALE_JITTER, *size), T.FixedSizeCrop(size, seg_pad_value=0)]
+    elif keys.CROP.ENABLED:
+        crop = T.RandomCrop(keys.CROP.TYPE, keys.CROP.SIZE)
+        if cfg.DATALOADER.SAMPLER_TRAIN == "InstanceScaleUniformSampler":
+            augmentations = [ResizeCropAround(resize, crop, keys.INSTANCE_SIZES, keys.INSTANCE_SCALES)]
+        else:
+            augmentations = [ResizeCrop(resize, crop)]
+    if keys.RANDOM_FLIP != "none":
+        vertical = keys.RANDOM_FLIP == "vertical"
         augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+    if keys.COLOR_JITTER > 0:
+        low, high = 1 - keys.COLOR_JITTER, 1 + keys.COLOR_JITTER
+        augmentations += [jitter(low, high) for jitter in (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)]
     return augmentations
 
 

@@ -2,7 +2,7 @@
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, cat, nonzero_tuple
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .norm import NormFactory, init_xavier, norm_act_from_config
 from .ops.boxes import batched_nms, box_sides, clip_boxes
+from .ops.crop_aware_box_loss import CROP_AWARE, crop_aware_box_loss, open_sides_of
 from .ops.fold import fold_own_norm
 
 Size = tuple[int, int]
@@ -63,6 +64,10 @@ class SeamlessBoxPredictor(FastRCNNOutputLayers):
 
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, original_conventions: bool, **kwargs) -> None:
+        # Detectron2's class knows the other losses.
+        self.crop_aware = kwargs.get("box_reg_loss_type") == CROP_AWARE
+        if self.crop_aware:
+            kwargs["box_reg_loss_type"] = "smooth_l1"
         super().__init__(input_shape, **kwargs)
         self.original_conventions = original_conventions
         init_xavier(self.cls_score, 0.01)
@@ -80,6 +85,25 @@ class SeamlessBoxPredictor(FastRCNNOutputLayers):
         if self.num_classes == 0:
             return pred_deltas.sum()
         return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+
+    def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
+        """Return Detectron2's losses; with the crop-aware box loss, ``proposals`` must have ``gt_open_sides``."""
+        losses = super().losses(predictions, proposals)
+        if self.crop_aware and proposals and self.num_classes:
+            classes = cat([p.gt_classes for p in proposals])
+            chosen = nonzero_tuple((classes >= 0) & (classes < self.num_classes))[0]
+            deltas = predictions[1].unflatten(1, (-1, 4))[chosen]
+            rows = torch.arange(len(chosen), device=chosen.device)
+            loss = crop_aware_box_loss(
+                deltas[rows, classes[chosen] if deltas.shape[1] > 1 else 0],
+                cat([p.proposal_boxes.tensor for p in proposals])[chosen],
+                cat([p.gt_boxes.tensor for p in proposals])[chosen],
+                cat([open_sides_of(p) for p in proposals])[chosen],
+                weights=self.box2box_transform.weights,
+                beta=self.smooth_l1_beta,
+            )
+            losses["loss_box_reg"] = loss.sum() / max(len(classes), 1) * self.loss_weight.get("loss_box_reg", 1.0)
+        return losses
 
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]

@@ -16,9 +16,15 @@ from ..errors import UserError
 from ..structures.segment_masks import crowd_overlap
 from .norm import NormFactory, init_xavier, norm_act_from_config
 from .ops.boxes import batched_nms, box_sides, clip_boxes
+from .ops.crop_aware_box_loss import CROP_AWARE, crop_aware_box_loss, open_sides_of
 from .ops.image_seeds import image_seed
 from .ops.matching import best_matches
 from .ops.symbolic import smaller
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of ``values`` (N, 4) that ``index`` names, and zeros for -1."""
+    return torch.cat([values, values.new_zeros(1, 4)])[index]
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -88,8 +94,8 @@ class SeamlessRPN(RPN):
         anchors, logits, deltas = self.run_head(features)
         losses: dict[str, Tensor] = {}
         if self.training:
-            labels, boxes = self.label_and_sample_anchors(anchors, gt_instances, image_seeds)
-            losses = self.losses(anchors, logits, labels, deltas, boxes)
+            labels, *targets = self.label_and_sample_anchors(anchors, gt_instances, image_seeds)
+            losses = self.losses(anchors, logits, labels, deltas, *targets)
         return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
 
     def run_head(self, features: dict[str, Tensor]) -> tuple[list[Boxes], list[Tensor], list[Tensor]]:
@@ -104,7 +110,7 @@ class SeamlessRPN(RPN):
     @torch.no_grad()
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances], image_seeds: list[int] | None = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor], ...]:
         """Label anchors as Detectron2 does, but ignore those that leave the image or lie in crowd regions.
 
         Every ground-truth box is also matched with its best anchor, and only with that one if no anchor reaches the
@@ -116,25 +122,28 @@ class SeamlessRPN(RPN):
             image_seeds: See ``forward``.
 
         Returns:
-            For each image, (R,) int8 labels (-1 ignored, 0 negative, 1 positive) and (R, 4) matched boxes.
+            For each image, (R,) int8 labels (-1 ignored, 0 negative, 1 positive) and (R, 4) matched boxes; for the
+            crop-aware loss also the (R, 4) bool open sides of these.
         """
         anchors = Boxes.cat(anchors)
-        labels, matched_boxes = [], []
+        labels, boxes, open_sides = [], [], []
         for number, targets in enumerate(gt_instances):
             label, matched = self._label_anchors(anchors, targets)
             with image_seed(image_seeds, number, label.device):
                 labels.append(self._subsample_labels(label))
-            matched_boxes.append(matched)
-        return labels, matched_boxes
+            boxes.append(_rows(targets.gt_boxes.tensor, matched))
+            if self.box_reg_loss_type == CROP_AWARE:
+                open_sides.append(_rows(open_sides_of(targets), matched))
+        return (labels, boxes, open_sides) if open_sides else (labels, boxes)
 
     def _label_anchors(self, anchors: Boxes, targets: Instances) -> tuple[Tensor, Tensor]:
-        """Return (R,) int8 labels -1, 0, 1 before sub-sampling, and the (R, 4) boxes matched to the anchors."""
+        """Return (R,) int8 labels -1, 0, 1 before sub-sampling, and the (R,) numbers of the matched boxes."""
         height, width = targets.image_size
         a = anchors.tensor
         valid = (a[:, 0] >= 0) & (a[:, 1] >= 0) & (a[:, 2] <= width) & (a[:, 3] <= height)
         valid &= crowd_overlap(targets, a) < self.crowd_thresh
         label = torch.full((len(a),), -1, dtype=torch.int8, device=a.device)
-        matched_boxes = torch.zeros_like(a)
+        matched = torch.full((len(a),), -1, device=a.device)
         inside = valid.nonzero()[:, 0]
         low, high = self.anchor_matcher.thresholds[1:3]
         if len(targets) == 0:
@@ -149,8 +158,8 @@ class SeamlessRPN(RPN):
             # It belongs to that box even where it overlaps another one more.
             best_box[best_anchor[reached]] = reached
             label[inside] = inner
-            matched_boxes[inside] = targets.gt_boxes.tensor[best_box]
-        return label, matched_boxes
+            matched[inside] = best_box
+        return label, matched
 
     def losses(
         self,
@@ -159,22 +168,18 @@ class SeamlessRPN(RPN):
         gt_labels: list[Tensor],
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
+        gt_open_sides: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute Detectron2's losses, divided by the number of sampled anchors instead of a constant."""
+        """Compute Detectron2's losses, divided by the number of sampled anchors instead of a constant.
+
+        ``gt_open_sides`` are the (R, 4) open sides of the matched boxes, which only the crop-aware loss takes.
+        """
         labels = torch.stack(gt_labels)
         positive, valid = labels == 1, labels >= 0
         storage = get_event_storage()
         storage.put_scalar("rpn/num_pos_anchors", positive.sum().item() / len(labels))
         storage.put_scalar("rpn/num_neg_anchors", (labels == 0).sum().item() / len(labels))
-        localisation = _dense_box_regression_loss(
-            anchors,
-            self.box2box_transform,
-            pred_anchor_deltas,
-            gt_boxes,
-            positive,
-            box_reg_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
-        )
+        localisation = self._box_loss(anchors, pred_anchor_deltas, gt_boxes, positive, gt_open_sides)
         objectness = F.binary_cross_entropy_with_logits(
             cat(pred_objectness_logits, dim=1)[valid].float(), labels[valid].float(), reduction="sum"
         )
@@ -186,6 +191,34 @@ class SeamlessRPN(RPN):
             "loss_rpn_loc": localisation / count + undefined[1].detach(),
         }
         return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
+
+    def _box_loss(
+        self,
+        anchors: list[Boxes],
+        pred_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+        positive: Tensor,
+        gt_open_sides: list[Tensor] | None,
+    ) -> Tensor:
+        """Return the sum of the box losses of the anchors that the (N, R) mask ``positive`` selects."""
+        if self.box_reg_loss_type != CROP_AWARE:
+            return _dense_box_regression_loss(
+                anchors,
+                self.box2box_transform,
+                pred_deltas,
+                gt_boxes,
+                positive,
+                box_reg_loss_type=self.box_reg_loss_type,
+                smooth_l1_beta=self.smooth_l1_beta,
+            )
+        return crop_aware_box_loss(
+            cat(pred_deltas, dim=1)[positive],
+            Boxes.cat(anchors).tensor.expand(*positive.shape, 4)[positive],
+            torch.stack(gt_boxes)[positive],
+            torch.stack(gt_open_sides)[positive],
+            weights=self.box2box_transform.weights,
+            beta=self.smooth_l1_beta,
+        ).sum()
 
     @torch.no_grad()
     def predict_proposals(

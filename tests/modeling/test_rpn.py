@@ -45,7 +45,7 @@ def make_targets(
 
 def labels_of(rpn: SeamlessRPN, anchors: list[list[float]], targets: Instances) -> tuple[list[int], Tensor]:
     label, matched = rpn._label_anchors(Boxes(torch.tensor(anchors).float()), targets)
-    return label.tolist(), matched
+    return label.tolist(), torch.cat([targets.gt_boxes.tensor, torch.zeros(1, 4)])[matched]
 
 
 def test_labels_by_overlap(rpn: SeamlessRPN) -> None:

@@ -150,8 +150,8 @@ class Comparison:
             "SOLVER.MAX_ITER": self.iterations,
             "SOLVER.LR_SCHEDULER_NAME": "MultiStep",
             "SOLVER.STEPS": (self.iterations * 3 // 4, self.iterations * 11 // 12),
-            "SOLVER.WARMUP_ITERS": self.iterations // 8,
-            "SOLVER.WARMUP_FACTOR": 0.333,
+            "SOLVER.WARMUP_ITERS": min(self.iterations // 3, 1000),
+            "SOLVER.WARMUP_FACTOR": 0.001,
             "SOLVER.CHECKPOINT_PERIOD": max(self.iterations // 4, 1),
             "SOLVER.CHECKPOINTS_TO_KEEP": 1,
             "SOLVER.AMP.ENABLED": self.device != "cpu",
@@ -168,10 +168,11 @@ class Comparison:
 
     def describe(self) -> str:
         """One sentence that says what was trained."""
+        weights = Path(self.weights).name if self.weights else "random weights"
+        device = f"{torch.get_num_threads()} CPU threads" if self.device == "cpu" else torch.cuda.get_device_name()
         return (
-            f"{self.data.name}: {self.iterations} iterations of batch {self.batch} at {self.size} px, {self.rois} "
-            f"ROIs an image, learning rate {self.lr}, {'random weights' if not self.weights else Path(self.weights).name}, on "
-            f"{torch.cuda.get_device_name() if self.device != 'cpu' else f'{torch.get_num_threads()} CPU threads'}"
+            f"{self.data.name}: {self.iterations} iterations of batch {self.batch} at {self.size} px, {self.rois} ROIs "
+            f"an image, learning rate {self.lr}, {weights}, on {device}"
         )
 
     def train(self, row: str, seed: int) -> dict[str, Any]:

@@ -6,8 +6,14 @@ the visible one, and the loss is the least loss over that set.
 
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Instances
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor
+
+from ...errors import UserError
+
+#: The value of the BBOX_REG_LOSS_TYPE keys that chooses this loss.
+CROP_AWARE = "crop_aware_smooth_l1"
 
 # Predicted sides are taken to be at most e^50 times those of the box, so that they stay finite.
 _MAX_LOG_SCALE = 50.0
@@ -58,6 +64,20 @@ def crop_aware_box_loss(
         target = target.index_put((rows, axes), shift.to(target.dtype))
         target = target.index_put((rows, axes + 2), scale.to(target.dtype))
     return smooth_l1_loss(pred_deltas, target, beta, reduction="none").sum(dim=1)
+
+
+def open_sides_of(instances: Instances) -> Tensor:
+    """Return the (N, 4) bool ``gt_open_sides`` of ground truth.
+
+    Raises:
+        UserError: The mapper has not recorded them.
+    """
+    if not instances.has("gt_open_sides"):
+        raise UserError(
+            f"BBOX_REG_LOSS_TYPE {CROP_AWARE} needs gt_open_sides in the ground truth, which SeamlessMapper records; "
+            "use it, or another loss"
+        )
+    return instances.gt_open_sides
 
 
 def _best_targets(
