@@ -13,6 +13,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
+from seamless_d2.errors import UserError
+from seamless_d2.modeling.ops.crop_aware_box_loss import crop_aware_box_loss
 from seamless_d2.modeling.roi_heads import SeamlessBoxPredictor, SeamlessMaskHead, SeamlessROIHeads, SeamlessROIPooler
 from seamless_d2.structures.segment_masks import SegmentMasks
 
@@ -469,3 +471,36 @@ def test_boxes_keep_their_precision_under_autocast(threads: int) -> None:
     assert (found.float() - expected).abs().max() < 0.005  # rounding of the features; a box off by 2 pixels adds 0.002
     slope = (found.float() - expected).mean(dim=(1, 2, 3))
     assert slope.abs().mean() < 0.001
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_crop_aware_box_loss(toy_cfg: CfgNode, agnostic: bool) -> None:
+    """It is the loss of the operation on the foreground, over the number of samples."""
+    toy_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = "crop_aware_smooth_l1"
+    toy_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = agnostic
+    toy_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 3.0
+    predictor = SeamlessBoxPredictor(toy_cfg, ShapeSpec(channels=16)).train()
+    proposals = Instances((64, 96), proposal_boxes=Boxes(random_boxes(3, 64, 96)))
+    proposals.gt_classes = torch.tensor([0, THINGS, 2, 1, THINGS, 0])
+    proposals.gt_boxes = Boxes(random_boxes(3, 64, 96))
+    predictions = torch.randn(6, THINGS + 1), torch.randn(6, 4 if agnostic else 4 * THINGS, requires_grad=True)
+    with EventStorage(), pytest.raises(UserError, match="needs gt_open_sides"):
+        predictor.losses(predictions, [proposals])
+    proposals.gt_open_sides = torch.rand(6, 4) < 0.5
+    with EventStorage():
+        loss = predictor.losses(predictions, [proposals])["loss_box_reg"]
+    rows = torch.tensor([0, 2, 3, 5])
+    deltas = predictions[1] if agnostic else predictions[1].view(6, THINGS, 4)[range(6), proposals.gt_classes % THINGS]
+    expected = crop_aware_box_loss(
+        deltas[rows],
+        proposals.proposal_boxes.tensor[rows],
+        proposals.gt_boxes.tensor[rows],
+        proposals.gt_open_sides[rows],
+        weights=(10.0, 10.0, 5.0, 5.0),
+        beta=1.0,
+    )
+    assert loss.item() == pytest.approx(3 * expected.sum().item() / 6, rel=1e-6)
+    loss.backward()
+    assert predictions[1].grad.any()
+    with EventStorage():  # no sample at all
+        assert predictor.losses(tuple(p[:0] for p in predictions), [proposals[:0]])["loss_box_reg"] == 0

@@ -280,3 +280,28 @@ def test_training_and_inference(rpn: SeamlessRPN) -> None:
         assert 0 < len(boxes) <= 50 and not boxes.requires_grad
         assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height, width, height])).all()
         assert torch.equal(result.objectness_logits, result.objectness_logits.sort(descending=True).values)
+
+
+def test_crop_aware_loss(toy_cfg: CfgNode) -> None:
+    """The open sides of the matched boxes reach the loss; with none open it is the ordinary one."""
+    anchors = [Boxes(torch.tensor([[10.0, 10, 20, 20], [30, 8, 46, 24], [0, 30, 5, 35]]))]
+    logits, deltas = [torch.randn(1, 3)], [0.3 * torch.randn(1, 3, 4)]
+    targets = make_targets([[11, 10, 21, 20], [30, 10, 45, 24]])
+
+    def box_loss(kind: str, open_sides: list[list[int]] | None) -> float:
+        toy_cfg.MODEL.RPN.BBOX_REG_LOSS_TYPE = kind
+        rpn = make_rpn(toy_cfg).train()
+        if open_sides is not None:
+            targets.gt_open_sides = torch.tensor(open_sides).bool()
+        with EventStorage():
+            labels, *matched = rpn.label_and_sample_anchors(anchors, [targets], [0])
+            return rpn.losses(anchors, logits, labels, deltas, *matched)["loss_rpn_loc"].item()
+
+    ordinary = box_loss("smooth_l1", None)
+    with pytest.raises(UserError, match="needs gt_open_sides"):
+        box_loss("crop_aware_smooth_l1", None)
+    assert box_loss("crop_aware_smooth_l1", [[0] * 4, [0] * 4]) == pytest.approx(ordinary, rel=1e-6)
+    first, second = (box_loss("crop_aware_smooth_l1", rows) for rows in ([[1] * 4, [0] * 4], [[0] * 4, [1] * 4]))
+    both = box_loss("crop_aware_smooth_l1", [[1] * 4, [1] * 4])
+    assert both < min(first, second) and max(first, second) < ordinary
+    assert ordinary - both == pytest.approx((ordinary - first) + (ordinary - second), rel=1e-4)
