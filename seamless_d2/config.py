@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from .config_checks import check_config
 from .errors import UserError
+from .timm_description import adopt_description
 
 
 def add_seamless_config(cfg: CfgNode) -> None:
@@ -54,6 +55,20 @@ def add_seamless_config(cfg: CfgNode) -> None:
     # The number of stride-2 levels (p6, p7, ...) that are added to the FPN after the last backbone stage.
     cfg.MODEL.FPN.EXTRA_LEVELS = 1
 
+    # build_timm_fpn_backbone: the model of timm (pip install timm), with or without the tag of its weights,
+    # such as "convnext_tiny.fb_in22k".
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = ""
+    # Its initial weights: "" random ones, "hub" those of the name, which timm downloads, or a file. They are not read
+    # if MODEL.WEIGHTS names a checkpoint, which has them.
+    cfg.MODEL.TIMM.PRETRAINED = ""
+    # The probability that a residual branch is left out in training, for the last block (stochastic depth).
+    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
+    # Recompute the network's activations in the backward pass instead of keeping them.
+    cfg.MODEL.TIMM.GRAD_CHECKPOINTING = False
+    # What becomes of its batch normalization: "" nothing, "FrozenBN" fixed, "SyncBN" over all GPUs.
+    cfg.MODEL.TIMM.NORM = ""
+
     # --- semantic head ----------------------------------------------------------------------------------------
     # The window (height, width) of the sliding mean, in pixels of the feature map of each level.
     cfg.MODEL.SEM_SEG_HEAD.POOLING_SIZE = [64, 64]
@@ -85,6 +100,9 @@ def add_seamless_config(cfg: CfgNode) -> None:
     # The data sets to register: [name, image_dir, panoptic_dir, panoptic_json] for COCO panoptic, or [name, root,
     # split] for the original's format. Relative paths are below $DETECTRON2_DATASETS (default ./datasets).
     cfg.DATASETS.PANOPTIC = []
+    # How images are resized: "bilinear", "bicubic", or "" for what timm says of its network (others: bilinear).
+    cfg.INPUT.INTERPOLATION = ""
+
     # --- augmentation, besides Detectron2's INPUT keys ----------------------------------------------------------
     # Large-scale jitter (Ghiasi et al., CVPR 2021): the range of scales, such as [0.1, 2.0], of the size CROP.SIZE into
     # which the image is fitted, before it is cropped or padded to exactly that size. Empty: off.
@@ -140,6 +158,12 @@ def add_seamless_config(cfg: CfgNode) -> None:
     # --- solver -----------------------------------------------------------------------------------------------
     # The optimizer: "SGD" (with MOMENTUM and NESTEROV) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Layer-wise learning-rate decay of the backbone's network (without the feature pyramid): the last layer learns at
+    # this factor of the rate, the one before it at its square, and so on. Its blocks are divided into at most
+    # LAYER_DECAY_DEPTH layers, with the stem as the first. 1: off.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    cfg.SOLVER.LAYER_DECAY_DEPTH = 12
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model": by the norm of all gradients together ("norm": of each).
     # Use the implementation of the optimizer that takes a whole step in one kernel.
     cfg.SOLVER.FUSED_OPTIMIZER = False
     # The factor on the learning rate of normalization parameters; 0 freezes them (running statistics still update).
@@ -272,6 +296,7 @@ def _load(path: str | Path, merge: Callable[[CfgNode], None], overrides: list[st
     except Exception as error:  # yaml has no common base class that yacs re-exports
         raise UserError(f"config {path} cannot be read as yaml: {error}") from error
     check_config(cfg)
+    adopt_description(cfg)
     return cfg
 
 

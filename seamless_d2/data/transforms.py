@@ -43,18 +43,26 @@ class TruncatingResizeShortestEdge(T.ResizeShortestEdge):
 class ResizeCropTransform(T.Transform):
     """A resize and a crop that computes only the pixels inside the crop, which takes a fraction of the time."""
 
-    def __init__(self, size: tuple[int, int], new_size: tuple[int, int], crop: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        new_size: tuple[int, int],
+        crop: tuple[int, int, int, int],
+        interp: int = Image.Resampling.BILINEAR,
+    ) -> None:
         """
         Args:
             size: The (height, width) of the source.
             new_size: The (height, width) of the whole resized image.
             crop: The crop in the resized image as (x0, y0, width, height) in pixels.
+            interp: How images are resized.
         """
         super().__init__()
-        self.size, self.new_size, self.crop = size, new_size, crop
+        self.size, self.new_size, self.crop, self.interp = size, new_size, crop, interp
 
-    def apply_image(self, img: np.ndarray, interp: int = Image.Resampling.BILINEAR) -> np.ndarray:
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """Resize and crop an (H, W, 3) or (H, W) uint8 image."""
+        interp = self.interp if interp is None else interp
         x0, y0, width, height = self.crop
         scale_x, scale_y = self.size[1] / self.new_size[1], self.size[0] / self.new_size[0]
         box = (x0 * scale_x, y0 * scale_y, (x0 + width) * scale_x, (y0 + height) * scale_y)
@@ -90,7 +98,7 @@ class ResizeCrop(T.Augmentation):
         height, width = self.crop.get_crop_size(new_size)
         x0 = np.random.randint(new_size[1] - width + 1)
         y0 = np.random.randint(new_size[0] - height + 1)
-        return ResizeCropTransform(size, new_size, (x0, y0, width, height))
+        return ResizeCropTransform(size, new_size, (x0, y0, width, height), self.resize.interp)
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,13 @@ class ResizeCropAround(ResizeCrop):
             low, high = sorted((low * new / old, high * new / old - length))
             low, high = (int(np.clip(round(v), 0, new - length)) for v in (low, high))
             offsets.append(np.random.randint(low, high + 1))
-        return ResizeCropTransform((height, width), new_size, (offsets[1], offsets[0], crop[1], crop[0]))
+        place = (offsets[1], offsets[0], crop[1], crop[0])
+        return ResizeCropTransform((height, width), new_size, place, self.resize.interp)
+
+
+def interpolation(cfg: CfgNode) -> Image.Resampling:
+    """Return how images are resized: INPUT.INTERPOLATION, default bilinear."""
+    return Image.Resampling[(cfg.INPUT.INTERPOLATION or "bilinear").upper()]
 
 
 def build_resize(cfg: CfgNode, is_train: bool) -> T.ResizeShortestEdge:
@@ -163,8 +177,8 @@ def build_resize(cfg: CfgNode, is_train: bool) -> T.ResizeShortestEdge:
     if is_train:
         sizes = cfg.INPUT.MIN_SIZE_TRAIN
         sampling = "choice" if len(sizes) == 1 else cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-        return resize(sizes, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
-    return resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
+        return resize(sizes, cfg.INPUT.MAX_SIZE_TRAIN, sampling, interpolation(cfg))
+    return resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice", interpolation(cfg))
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
@@ -179,7 +193,10 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     if keys.LARGE_SCALE_JITTER:
         size = tuple(int(side) for side in keys.CROP.SIZE)
         # The bytes of an id are padded with 0, which is void.
-        augmentations = [T.ResizeScale(*keys.LARGE_SCALE_JITTER, *size), T.FixedSizeCrop(size, seg_pad_value=0)]
+        augmentations = [
+            T.ResizeScale(*keys.LARGE_SCALE_JITTER, *size, interpolation(cfg)),
+            T.FixedSizeCrop(size, seg_pad_value=0),
+        ]
     elif keys.CROP.ENABLED:
         crop = T.RandomCrop(keys.CROP.TYPE, keys.CROP.SIZE)
         if cfg.DATALOADER.SAMPLER_TRAIN == "InstanceScaleUniformSampler":

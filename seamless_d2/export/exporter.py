@@ -173,6 +173,7 @@ def describe(cfg: CfgNode, model: SeamlessPanoptic, options: ExportOptions) -> M
         min_size=options.min_size,
         max_size=options.max_size,
         short_side=cfg.INPUT.MIN_SIZE_TEST,
+        interpolation=cfg.INPUT.INTERPOLATION or "bilinear",
         long_side=cfg.INPUT.MAX_SIZE_TEST,
         truncate=cfg.MODEL.SEAMLESS.ORIGINAL_CONVENTIONS,
         thresholds={

@@ -34,13 +34,14 @@ class Metadata:
         classes: Names, colors and data set ids of the classes, and how many of them are stuff.
         min_size: The least height and width that the file accepts, in pixels.
         max_size: The largest (height, width).
-        short_side: The length in pixels to which the shorter side of an image is resized (bilinear); 0 means never.
+        short_side: The length in pixels to which the shorter side of an image is resized; 0 means never.
         long_side: The largest length of the longer side after that.
         truncate: Whether new sides are truncated to whole pixels instead of rounded.
         thresholds: ``score``, ``overlap`` and ``stuff_area`` of the fusion.
         config: The configuration of the model as yaml.
         weights_sha256: The hash of the checkpoint; empty if there was none.
         versions: The versions of the programs that made the file.
+        interpolation: How images are resized, "bilinear" or "bicubic".
     """
 
     classes: Classes
@@ -53,6 +54,7 @@ class Metadata:
     config: str
     weights_sha256: str
     versions: dict[str, str]
+    interpolation: str = "bilinear"
 
     def to_json(self) -> str:
         """Return the metadata as the json text that is stored in the file."""
@@ -91,7 +93,9 @@ class Metadata:
         """Return a (H, W, 3) uint8 RGB image as the (3, h, w) array at the size of the network."""
         height, width = self.get_network_size(*image.shape[:2])
         if (height, width) != image.shape[:2]:
-            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+            image = np.asarray(
+                Image.fromarray(image).resize((width, height), Image.Resampling[self.interpolation.upper()])
+            )
         return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 

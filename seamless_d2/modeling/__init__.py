@@ -7,6 +7,7 @@ from .panoptic import SeamlessPanoptic
 from .roi_heads import SeamlessMaskHead, SeamlessROIHeads
 from .rpn import SeamlessRPN, SeamlessRPNHead
 from .semantic_head import SeamlessSemSegHead
+from .timm_backbone import TimmBackbone, build_timm_fpn_backbone
 
 __all__ = [
     "SeamlessBoxHead",
@@ -16,8 +17,10 @@ __all__ = [
     "SeamlessRPN",
     "SeamlessRPNHead",
     "SeamlessSemSegHead",
+    "TimmBackbone",
     "build_seamless_fpn",
     "build_seamless_resnet_fpn_backbone",
+    "build_timm_fpn_backbone",
     "fuse_panoptic",
     "resize_panoptic",
 ]

@@ -201,15 +201,17 @@ class SeamlessFPN(FPN):
     """Feature pyramid with norm + activation on lateral and output convolutions, for any input size.
 
     The coarser map is brought to the size of the finer one (nearest), so images need no padding to a multiple of the
-    stride.
+    stride, unless the bottom-up network needs it.
     """
-
-    size_divisibility = 0
 
     def __init__(self, bottom_up: Backbone, norm: NormFactory, **kwargs) -> None:
         super().__init__(bottom_up, norm=norm, **kwargs)
         for conv in self.lateral_convs + self.output_convs:
             init_xavier(conv, conv.norm.act.gain)
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.bottom_up.size_divisibility
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> {"p2": (N, C, ceil(H/4), ceil(W/4)), "p3": ..., ...}."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..checkpoint import load_weights
 from ..config import load_config
-from ..data.transforms import build_resize, to_tensor
+from ..data.transforms import build_resize, interpolation, to_tensor
 from ..errors import UserError
 from ..modeling.ops.fold import compile_network, prepare_for_inference
 from ..modeling.panoptic import NetworkOutput, SeamlessPanoptic, mask_logits
@@ -204,7 +204,12 @@ class Predictor:
         """Run the network with test-time augmentation."""
         with self._autocast():
             return average_views(
-                self.model, image, self._get_network_size(image), self.options.tta, self.cfg.INPUT.FORMAT
+                self.model,
+                image,
+                self._get_network_size(image),
+                self.options.tta,
+                self.cfg.INPUT.FORMAT,
+                interpolation(self.cfg),
             )
 
     def _predict_tiles(self, image: np.ndarray) -> PanopticMap:

@@ -52,7 +52,12 @@ class _View:
 
 @torch.no_grad()
 def average_views(
-    model: SeamlessPanoptic, image: np.ndarray, size: Size, scales: Sequence[float], channel_order: str
+    model: SeamlessPanoptic,
+    image: np.ndarray,
+    size: Size,
+    scales: Sequence[float],
+    channel_order: str,
+    interp: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> NetworkOutput:
     """Average the network's outputs over several views of an image.
 
@@ -62,6 +67,7 @@ def average_views(
         size: The (height, width) of the image at scale 1.
         scales: The scales of the views.
         channel_order: INPUT.FORMAT.
+        interp: How the image is resized.
 
     Returns:
         An output as of one view of ``size``, ready for ``model.postprocess``.
@@ -74,7 +80,7 @@ def average_views(
     views, detections, probabilities, upsample_size = [], [], None, None
     for scale in scales:
         view_size = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-        resized = np.asarray(Image.fromarray(image).resize(view_size[::-1], Image.Resampling.BILINEAR))
+        resized = np.asarray(Image.fromarray(image).resize(view_size[::-1], interp))
         for mirrored in (False, True):
             view = _make_view(model, resized[:, ::-1] if mirrored else resized, size, mirrored, channel_order)
             logits, upsample_size = _predict_logits(model, view, size)
