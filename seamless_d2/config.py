@@ -51,6 +51,12 @@ def add_seamless_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEAMLESS.CLASS_COLORS = []
     cfg.MODEL.SEAMLESS.CLASS_DATASET_IDS = []
 
+    # Start the training from another model, of other classes: a checkpoint of this program or a converted one, with its
+    # config inside or beside it. Rows of classes are copied from the class of the same name, or as this map says:
+    # entries [class of the data set, class of that model], with "" for none.
+    cfg.MODEL.INIT_FROM = ""
+    cfg.MODEL.INIT_CLASS_MAP = []
+
     # --- backbone ---------------------------------------------------------------------------------------------
     # The number of stride-2 levels (p6, p7, ...) that are added to the FPN after the last backbone stage.
     cfg.MODEL.FPN.EXTRA_LEVELS = 1

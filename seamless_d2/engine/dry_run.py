@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
 
-from ..checkpoint import SeamlessCheckpointer
+from ..checkpoint import SeamlessCheckpointer, init_from
 from ..data.loader import micro_batch_size
 from ..data.mapper import SeamlessMapper
 from ..errors import UserError
@@ -117,7 +117,10 @@ def dry_run(cfg: CfgNode) -> dict[str, Any]:
         f"{max(len(x['instances']) for x in batch)} instances"
     )
     model = build_model(cfg)
-    SeamlessCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    if cfg.MODEL.INIT_FROM:
+        init_from(model, cfg)
+    else:
+        SeamlessCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     report: dict[str, Any] = {
         "images": len(records),

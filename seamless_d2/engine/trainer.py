@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 
-from ..checkpoint import SeamlessCheckpointer
+from ..checkpoint import SeamlessCheckpointer, init_from
 from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import SeamlessMapper
 from ..errors import UserError
@@ -138,13 +138,18 @@ class SeamlessTrainer(DefaultTrainer):
         return scaled
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load the last checkpoint in OUTPUT_DIR if ``resume`` is set and there is one, else MODEL.WEIGHTS.
+        """Load the last checkpoint in OUTPUT_DIR if ``resume`` is set and there is one, else the initial weights.
+
+        These are MODEL.INIT_FROM or MODEL.WEIGHTS.
 
         Raises:
             UserError: No checkpoint can be read, or the processes see different ones.
         """
         found = resume and self.checkpointer.has_checkpoint()
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if not found and self.cfg.MODEL.INIT_FROM:
+            init_from(self.checkpointer.model, self.cfg)
+        else:
+            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if found:
             self.start_iter = self.iter + 1
         elif self._trainer.ema is not None:

@@ -100,7 +100,7 @@ def _create(timm: Any, cfg: CfgNode) -> nn.Module:
     if keys.DROP_PATH_RATE > 0:
         options["drop_path_rate"] = keys.DROP_PATH_RATE
     # A checkpoint of the whole model has the weights of the network, too.
-    if keys.PRETRAINED and not cfg.MODEL.WEIGHTS:
+    if keys.PRETRAINED and not (cfg.MODEL.WEIGHTS or cfg.MODEL.INIT_FROM):
         options["pretrained"] = True
         if keys.PRETRAINED != "hub":
             if not Path(keys.PRETRAINED).is_file():
