@@ -18,7 +18,7 @@ SHIPPED = sorted(
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name != "Base-Seamless.yaml"])
 def test_every_shipped_config_builds(name: str) -> None:
     cfg = get_config(name)
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE, cfg.MODEL.TIMM.PRETRAINED = "cpu", ""
     with torch.device("meta"):
         model = SeamlessPanoptic(cfg)
     assert model.num_stuff == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - cfg.MODEL.ROI_HEADS.NUM_CLASSES
