@@ -13,11 +13,13 @@ from ...structures.classes import Classes
 from ...structures.coco_json import CocoSegment
 from ...structures.id_maps import measure_segments, replace_ids
 from ...visualization import LegendEntry, Stripes, add_legend, contact_sheet, draw_overlay, draw_stripes
+from .instance_sizes import draw_instance_sizes, instance_sizes
 
 #: The number of images on the contact sheet.
 SHEET_IMAGES = 12
 #: The file that lists the drawings of a folder. Only they are replaced or removed.
 _RECORD = ".drawings.json"
+_SIZES = "instance_sizes.png"
 _CROWD, _VOID = Stripes((255, 255, 255), 1), Stripes((0, 255, 255), -1)  # cyan: rare among colors of classes
 _RED, _AMBER, _GREEN, _GRAY = (220, 0, 0), (255, 180, 0), (0, 150, 0), (128, 128, 128)
 
@@ -29,6 +31,7 @@ class Example:
     Attributes:
         image_file: The image.
         png_file: The panoptic PNG.
+        size: The (height, width) of the image.
         segments: The segments, with the category ids of the data set.
         areas: The number of pixels per category id; None stands for void.
         texts: What is wrong with it.
@@ -37,6 +40,7 @@ class Example:
 
     image_file: Path
     png_file: Path
+    size: tuple[int, int]
     segments: list[CocoSegment]
     areas: dict[int | None, int]
     texts: list[str]
@@ -62,10 +66,10 @@ def check_gallery(folder: Path, sources: Sequence[Path]) -> set[str]:
 
 
 def write_gallery(folder: Path, examples: list[Example], classes: Classes) -> None:
-    """Write contact_sheet.jpg, and class_ID_NAME.jpg for each class, in place of the drawings of earlier validations.
+    """Write contact_sheet.jpg, class_ID_NAME.jpg for each class, and instance_sizes.png, in place of earlier drawings.
 
     The contact sheet shows images with problems first, then images that are spread evenly over the data set. The
-    drawing of a class shows the image in which it is largest, with the rest faded.
+    drawing of a class shows the image in which it is largest, with the rest faded. See ``draw_instance_sizes``.
 
     Args:
         folder: The folder, which ``check_gallery`` accepts.
@@ -82,8 +86,10 @@ def write_gallery(folder: Path, examples: list[Example], classes: Classes) -> No
             best = max(with_class, key=lambda example: (not example.is_wrong, example.areas[category]))
             text = re.sub(r"\W+", "_", name)[:60]
             largest[f"class_{category}_{text}.jpg"] = category, best
-    own = check_gallery(folder, ())
-    names = [*largest, *(["contact_sheet.jpg"] if examples else [])]
+    own, known = check_gallery(folder, ()), set(classes.dataset_ids)
+    sized = [(e.size, kept) for e in examples if (kept := [s for s in e.segments if s.bbox and s.category_id in known])]
+    has_sizes = len(instance_sizes(sized, classes)) > 0
+    names = [*largest, *([_SIZES] if has_sizes else []), *(["contact_sheet.jpg"] if examples else [])]
     for name in names:
         if (folder / name).exists() and name not in own:
             raise UserError(f"{folder / name} was not written by this program; move it away, or give another folder")
@@ -91,6 +97,8 @@ def write_gallery(folder: Path, examples: list[Example], classes: Classes) -> No
     for name, (category, example) in largest.items():
         legend = _list_styles([example], classes, category)
         save_image(add_legend(_draw(example, classes, category), legend), folder / name)
+    if has_sizes:
+        draw_instance_sizes(sized, classes, folder / _SIZES)
     if examples:
         save_image(_draw_sheet(examples, classes), folder / names[-1])
     for name in own - set(names):

@@ -238,7 +238,8 @@ def validate(
             image, annotation = work[number]
             files = image_dir / image.file_name, panoptic_dir / annotation.file_name
             texts = [text for _, text in [*found.problems, *found.warnings]]
-            examples.append(Example(*files, annotation.segments_info, found.pixels, texts, bool(found.problems)))
+            size = (image.height, image.width)
+            examples.append(Example(*files, size, annotation.segments_info, found.pixels, texts, bool(found.problems)))
         write_gallery(Path(gallery), examples, classes)
     return report, content.categories
 

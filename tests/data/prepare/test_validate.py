@@ -284,6 +284,7 @@ def test_images(data, tmp_path) -> None:
         "class_90_person.jpg",
         "contact_sheet.jpg",
     ]
+    assert min(Image.open(folder / "instance_sizes.png").size) > 300
     plain = np.asarray(Image.open(folder / "class_3_road.jpg"))
     # The image in which the class covers most; small ones are enlarged. Below is the legend.
     assert plain.shape[0] > plain.shape[1] * 40 // 60
