@@ -169,7 +169,8 @@ class Comparison:
     def describe(self) -> str:
         """One sentence that says what was trained."""
         weights = Path(self.weights).name if self.weights else "random weights"
-        device = f"{torch.get_num_threads()} CPU threads" if self.device == "cpu" else torch.cuda.get_device_name()
+        threads = torch.get_num_threads()
+        device = f"{threads} CPU thread{'s' * (threads > 1)}" if self.device == "cpu" else torch.cuda.get_device_name()
         return (
             f"{self.data.name}: {self.iterations} iterations of batch {self.batch} at {self.size} px, {self.rois} ROIs "
             f"an image, learning rate {self.lr}, {weights}, on {device}"
@@ -186,7 +187,9 @@ class Comparison:
             return content
         file = stock_config_file() if row == "stock" else config_file("facade/seamless_R_50_FPN.yaml")
         args = build_parser().parse_args(["--config-file", str(file), "--resume", *settings])
-        results = run(args)["panoptic_seg"]
+        results = run(args).get("panoptic_seg")
+        if results is None:
+            raise UserError("stopped by a signal; the same command goes on from the last checkpoint")
         evaluations = read_evaluations(folder / EVALUATIONS)
         curve = [[step, values["panoptic_seg/PQ"]] for step, values in sorted(evaluations.items())]
         content = {"settings": settings, "results": {key: results[key] for key, _ in METRICS}, "curve": curve}
