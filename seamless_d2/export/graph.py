@@ -1,6 +1,7 @@
 """Inference as one function of one tensor, for export: from the image to the panoptic map and the table of segments."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -28,10 +29,10 @@ class ExportForm(nn.Module):
                     f"{type(getattr(model, part)).__name__} has no export form (no method {method}); export a model "
                     "with SeamlessRPN and SeamlessROIHeads"
                 )
-        if model.pads_images:
+        if model.pads_to_squares:
             raise UserError(
-                f"{type(model.backbone).__name__} or {type(model.sem_seg_head).__name__} takes padded images only, "
-                "which has no export form; export a model with build_seamless_fpn and SeamlessSemSegHead"
+                f"{type(model.backbone).__name__} takes square images only, which has no export form; export a model "
+                "with build_seamless_fpn"
             )
         if model.fuse_at != "input":
             raise UserError(
@@ -53,12 +54,18 @@ class ExportForm(nn.Module):
             stuff), area (K,) int32 in pixels, and box (K, 4) float32 x0, y0, x1, y1 as predicted (all 0 for stuff).
         """
         model, size = self.model, image.shape[-2:]
-        features = model.backbone(model.normalize_image(image.flip(0) if self.flip else image)[None])
-        logits, upsample_size = model.predict_semantic(features, size)
+        image, padded = model.normalize_image(image.flip(0) if self.flip else image)[None], size
+        if model.divisor > 1:
+            height, width = ((side + model.divisor - 1) // model.divisor * model.divisor for side in size)
+            image, padded = F.pad(image, (0, width - size[1], 0, height - size[0])), (height, width)
+        features = model.backbone(image)
+        logits, upsample_size = model.predict_semantic(features, padded)
         labels = NetworkOutput(logits, None, size, upsample_size).labels()
         score_thresh = model.combine_instances_score_thresh
         proposals = model.proposal_generator.propose_tensors(features, size)
-        boxes, scores, classes, mask_logits = model.roi_heads.detect_tensors(features, proposals, size, score_thresh)
+        boxes, scores, classes, mask_logits = model.roi_heads.detect_tensors(
+            features, proposals, size, padded, score_thresh
+        )
         order = find_order(scores, score_thresh)
         panoptic, thing_areas, stuff_areas = fuse_tensors(
             labels,

@@ -146,13 +146,21 @@ class SeamlessPanoptic(PanopticFPN):
     @property
     def pads_images(self) -> bool:
         """Whether a single image may be padded, because of what the backbone or the semantic head accepts."""
-        constraints = self.backbone.padding_constraints or {}
-        return max(self.backbone.size_divisibility, self.size_divisibility, constraints.get("square_size", 0)) > 1
+        return self.pads_to_squares or self.divisor > 1
+
+    @property
+    def pads_to_squares(self) -> bool:
+        """Whether the backbone takes square images only."""
+        return (self.backbone.padding_constraints or {}).get("square_size", 0) > 1
+
+    @property
+    def divisor(self) -> int:
+        """What the sides of images are padded to a multiple of, for backbone or semantic head; 0 and 1 mean nothing."""
+        return max(self.backbone.size_divisibility, self.size_divisibility)
 
     def _pad(self, tensors: list[Tensor], value: float) -> ImageList:
         """Pad tensors of (..., H, W) at the bottom and right to one size that backbone and heads accept."""
-        divisibility = max(self.backbone.size_divisibility, self.size_divisibility)
-        return ImageList.from_tensors(tensors, divisibility, value, self.backbone.padding_constraints)
+        return ImageList.from_tensors(tensors, self.divisor, value, self.backbone.padding_constraints)
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalize the images and pad them to one size."""

@@ -240,14 +240,20 @@ class SeamlessROIHeads(StandardROIHeads):
         return self.forward_with_given_boxes(features, instances, padded_size), {}
 
     def detect_tensors(
-        self, features: dict[str, Tensor], proposals: Tensor, image_size: Size, mask_score_thresh: float
+        self,
+        features: dict[str, Tensor],
+        proposals: Tensor,
+        image_size: Size,
+        padded_size: Size,
+        mask_score_thresh: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Detect the instances of one unpadded image as ``forward`` does, in tensors alone, for exported models.
+        """Detect the instances of one image as ``forward`` does, in tensors alone, for exported models.
 
         Args:
             features: One (1, C, h, w) map per name in ``in_features``.
             proposals: (R, 4) boxes.
             image_size: (height, width) of the image.
+            padded_size: (height, width) of the padded image that ``features`` were made of.
             mask_score_thresh: See ``forward``.
 
         Returns:
@@ -256,14 +262,14 @@ class SeamlessROIHeads(StandardROIHeads):
         # Layers need not work without ROIs: one more is appended to theirs and dropped from their outputs.
         spare = proposals.new_tensor([[0.0, 0.0, 1.0, 1.0]])
         maps = [features[name] for name in self.box_in_features]
-        pooled = self.box_pooler.pool(maps, torch.cat([proposals, spare]), image_size)
+        pooled = self.box_pooler.pool(maps, torch.cat([proposals, spare]), padded_size)
         logits, deltas = (x[:-1].float() for x in self.box_predictor(self.box_head(pooled)))
         decoded = self.box_predictor.decode(logits, deltas, proposals)
         boxes, scores, classes, _ = self.box_predictor.select(*decoded, image_size)
         chosen = scores > mask_score_thresh
         boxes, scores, classes = boxes[chosen], scores[chosen], classes[chosen]
         maps = [features[name] for name in self.mask_in_features]
-        pooled = self.mask_pooler.pool(maps, torch.cat([boxes, spare]), image_size)
+        pooled = self.mask_pooler.pool(maps, torch.cat([boxes, spare]), padded_size)
         masks = self.mask_head.class_logits(pooled, torch.cat([classes, classes.new_zeros(1)]))[:-1]
         return boxes, scores, classes, masks
 

@@ -12,6 +12,8 @@ from seamless_d2.export.graph import ExportForm
 from seamless_d2.export.onnx_file import check_packages
 from seamless_d2.export.quantize import find_images
 
+from ..helpers import components  # noqa: F401  (registers its backbones)
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -34,15 +36,13 @@ def test_options(options: dict, message: str) -> None:
     [
         ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "StandardROIHeads has no export form"),
         ("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "RPN has no export form"),
-        ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "FPN or SeamlessSemSegHead takes padded images only"),
+        ("MODEL.BACKBONE.NAME", "build_tiny_vitdet_backbone", "SimpleFeaturePyramid takes square images only"),
         ("MODEL.SEAMLESS.FUSE_AT", "output", "FUSE_AT output has no export form"),
     ],
 )
 def test_components_without_an_export_form(toy_cfg: CfgNode, key: str, value: str, message: str) -> None:
     toy_cfg.MODEL.DEVICE = "cpu"
     toy_cfg.merge_from_list([key, value])
-    if key == "MODEL.BACKBONE.NAME":
-        toy_cfg.merge_from_list(["MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", ""])
     with pytest.raises(UserError, match=message):
         ExportForm(build_model(toy_cfg), "RGB")
 
