@@ -344,6 +344,22 @@ def test_a_file_that_differs_is_removed(folder: Path, tmp_path: Path, monkeypatc
     assert not list((tmp_path / "new").iterdir())
 
 
+def test_a_network_that_needs_padding(tmp_path: Path) -> None:
+    """Images are padded to a multiple of 32 inside the file, as the model pads them."""
+    pytest.importorskip("timm")
+    cfg = make_config()
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.TIMM.NAME = "build_timm_fpn_backbone", "test_convnext"
+    torch.manual_seed(3)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    cfg = PredictionOptions().apply(cfg, str(tmp_path / "model.pth"), "cpu")
+    export_model(cfg, tmp_path / "model.pt2", ExportOptions(("pt2",), max_size=(512, 1024)))
+    model, image = Predictor(cfg, device="cpu").model, np.ascontiguousarray(image_of(101, 67).transpose(2, 0, 1))
+    padded = model.preprocess_image([{"image": torch.from_numpy(image[::-1].copy())}])
+    assert padded.tensor.shape == (1, 3, 128, 96)
+    panoptic, _ = model([{"image": torch.from_numpy(image[::-1].copy())}])[0]["panoptic_seg"]
+    assert np.array_equal(panoptic, ExportedModel(tmp_path / "model.pt2", "torch").run_raw(image)["panoptic"])
+
+
 def test_the_page(
     folder: Path,
     workspace: Path,  # noqa: F811

@@ -44,6 +44,14 @@ ROWS: dict[str, list[str]] = {
         "DATALOADER.SAMPLER_TRAIN",
         "InstanceScaleUniformSampler",
     ],
+    # Its weights are timm's own, which --opts MODEL.TIMM.PRETRAINED FILE replaces.
+    "ConvNeXt-T, AdamW": [
+        *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "convnext_tiny.fb_in22k"),
+        *("MODEL.TIMM.PRETRAINED", "hub", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0"),
+        *("INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", "[123.675, 116.28, 103.53]"),
+        *("MODEL.PIXEL_STD", "[58.395, 57.12, 57.375]"),
+        *("SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", "0.0001", "SOLVER.WEIGHT_DECAY", "0.05"),
+    ],
 }
 
 
