@@ -44,6 +44,47 @@ def test_samplers_and_crops(arguments, sampler: str) -> None:
     assert "panoptic_seg" in run(arguments(*opts, *crop))
 
 
+CROPS = """
+INPUT.CROP.ENABLED True INPUT.CROP.TYPE absolute INPUT.CROP.SIZE [48,48] INPUT.COPY_PASTE 0.5 INPUT.COLOR_JITTER 0.2
+DATALOADER.SAMPLER_TRAIN InstanceScaleUniformSampler MODEL.RPN.BBOX_REG_LOSS_TYPE crop_aware_smooth_l1
+MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE crop_aware_smooth_l1 TEST.EVAL_PERIOD 0
+SOLVER.LR_SCHEDULER_NAME MultiStep SOLVER.STEPS (100,)
+""".split()
+
+
+@pytest.mark.slow
+def test_training_on_crops_resumes_exactly(tmp_path: Path, arguments) -> None:
+    """With everything that is drawn at random, in two processes of the loader and in none."""
+    opts = [*CROPS, "SEED", "5"]
+    run(arguments(*opts))
+    weights = torch.load(tmp_path / "out" / "model_final.pth")["model"]
+    folder = ["OUTPUT_DIR", str(tmp_path / "again")]
+    run(arguments(*opts, *folder, "SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "2"))
+    run(arguments(*opts, *folder, flags=("--resume", "--allow-config-change")))
+    again = torch.load(tmp_path / "again" / "model_final.pth")["model"]
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+
+
+@pytest.mark.slow
+def test_starting_from_another_model(tmp_path: Path, arguments) -> None:
+    """The first weights are those of the other model; a resumed training keeps its own."""
+    run(arguments("SOLVER.MAX_ITER", "1"))
+    first = tmp_path / "out" / "model_final.pth"
+    state = torch.load(first)["model"]
+    # Nothing is learned at a rate of zero.
+    opts = ["MODEL.INIT_FROM", str(first), "OUTPUT_DIR", str(tmp_path / "next"), "SOLVER.BASE_LR", "0.0"]
+    report = run(arguments(*opts, flags=("--dry-run",)))
+    assert report["images"] == 4
+    run(arguments(*opts, "SOLVER.MAX_ITER", "1"))
+    started = torch.load(tmp_path / "next" / "model_final.pth")["model"]
+    trained = [name for name in state if "running" not in name and "num_batches" not in name]
+    assert all(torch.equal(started[name], state[name]) for name in trained)
+    first.unlink()
+    run(arguments(*opts, "SOLVER.MAX_ITER", "2", flags=("--resume", "--allow-config-change")))
+    with pytest.raises(UserError, match="model_final.pth does not exist"):
+        run(arguments(*opts, "OUTPUT_DIR", str(tmp_path / "third")))
+
+
 @pytest.mark.slow
 def test_mistakes_are_told_before_anything_is_written(tmp_path: Path, arguments) -> None:
     for opts, words in (
