@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train networks of timm from random weights on toy streets, beside the demo's ResNet-18: PQ and time of each.
 
-    python tests/soak/soak_backbones.py [OUTPUT] [--names resnet10t.c3_in1k vit_tiny_patch16_224] [--iterations 300]
+    python tests/soak/soak_backbones.py [OUTPUT] [--names resnet10t tiny_vit_5m_224] [--iterations 300]
 
 Each takes about as long as `make demo`, some six minutes on two CPU cores. The demo's model is trained with its own
 recipe, the others with AdamW. Exit code 1 if one is more than 5 points of PQ behind the demo.
@@ -48,7 +48,7 @@ def train(name: str, output: Path, iterations: int) -> tuple[float, float, float
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", nargs="?", type=Path, default=Path("output/soak_backbones"))
-    parser.add_argument("--names", nargs="*", default=["resnet10t.c3_in1k", "vit_tiny_patch16_224"])
+    parser.add_argument("--names", nargs="*", default=["resnet10t", "tiny_vit_5m_224"])
     parser.add_argument("--iterations", type=int, default=300, help="of the networks of timm; the demo's are 300")
     parser.add_argument("--without-demo", action="store_true", help="only the named networks")
     args = parser.parse_args()
