@@ -281,7 +281,9 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> CfgNode
         UserError: The file is missing, is no yaml, or has a key that does not exist or a value that is not accepted.
     """
     path = resolve_config(file)
-    return _load(path, lambda cfg: cfg.merge_from_file(str(path), allow_unsafe=False), overrides)
+    cfg = _load(path, lambda cfg: cfg.merge_from_file(str(path), allow_unsafe=False), overrides)
+    adopt_description(cfg)
+    return cfg
 
 
 def load_config_text(text: str, source: str | Path) -> CfgNode:
@@ -302,7 +304,6 @@ def _load(path: str | Path, merge: Callable[[CfgNode], None], overrides: list[st
     except Exception as error:  # yaml has no common base class that yacs re-exports
         raise UserError(f"config {path} cannot be read as yaml: {error}") from error
     check_config(cfg)
-    adopt_description(cfg)
     return cfg
 
 

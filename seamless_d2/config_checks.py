@@ -172,10 +172,31 @@ def check_config(cfg: CfgNode, section: str = "") -> None:
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not section and cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
         raise UserError(f'INPUT.MIN_SIZE_TRAIN is {sizes}; INPUT.MIN_SIZE_TRAIN_SAMPLING "range" needs two values')
+    if not section:
+        _check_crops(cfg)
+
+
+#: Components of Detectron2 that do not know the crop-aware box loss.
+_WITHOUT_CROP_AWARE = ("RPN", "StandardROIHeads", "Res5ROIHeads", "CascadeROIHeads")
+
+
+def _check_crops(cfg: CfgNode) -> None:
+    """Check the keys of training on crops, which must agree."""
+    for part, name in (("RPN", cfg.MODEL.PROPOSAL_GENERATOR.NAME), ("ROI_BOX_HEAD", cfg.MODEL.ROI_HEADS.NAME)):
+        loss = cfg.MODEL[part].BBOX_REG_LOSS_TYPE
+        if loss == "crop_aware_smooth_l1" and name in _WITHOUT_CROP_AWARE:
+            raise UserError(
+                f"MODEL.{part}.BBOX_REG_LOSS_TYPE is {loss}, which {name} of Detectron2 does not know; change one"
+            )
+    crop = cfg.INPUT.CROP
+    is_absolute = crop.TYPE.startswith("absolute")
+    if crop.ENABLED and any(side < 1 or side != int(side) if is_absolute else side > 1 for side in crop.SIZE):
+        must = "whole numbers of pixels" if is_absolute else "shares of the image, at most 1"
+        raise UserError(f"INPUT.CROP.SIZE is {list(crop.SIZE)}; with INPUT.CROP.TYPE {crop.TYPE} it must be {must}")
     is_uniform = cfg.DATALOADER.SAMPLER_TRAIN == "InstanceScaleUniformSampler"
-    if not section and is_uniform and not cfg.INPUT.CROP.ENABLED:
+    if is_uniform and not cfg.INPUT.CROP.ENABLED:
         raise UserError("DATALOADER.SAMPLER_TRAIN InstanceScaleUniformSampler needs crops; set INPUT.CROP.ENABLED True")
-    if not section and cfg.INPUT.LARGE_SCALE_JITTER:
+    if cfg.INPUT.LARGE_SCALE_JITTER:
         if is_uniform:
             raise UserError(
                 "INPUT.LARGE_SCALE_JITTER and DATALOADER.SAMPLER_TRAIN InstanceScaleUniformSampler both choose the "

@@ -47,8 +47,8 @@ def init_from(model: nn.Module, cfg: CfgNode) -> Transfer:
     """Initialize ``model`` in place from the checkpoint MODEL.INIT_FROM.
 
     Backbone, neck and heads are copied. Of the layers with outputs per class, the rows of a class are those of the
-    class of the same name, or of the one that MODEL.INIT_CLASS_MAP names. What has no counterpart keeps its initial
-    values.
+    class of the same name (if need be in other case), or of the one that MODEL.INIT_CLASS_MAP names. What has no
+    counterpart keeps its initial values.
 
     Args:
         model: The model, with its initial values.
@@ -71,8 +71,15 @@ def init_from(model: nn.Module, cfg: CfgNode) -> Transfer:
     if theirs is None or ours is None:
         raise UserError(f"the names of the classes of {path if theirs is None else 'the data set'} are not known")
     transfer = _copy(model, state, ours, theirs, _match(ours, theirs, cfg.MODEL.INIT_CLASS_MAP, path))
-    if not transfer.copied:
-        raise UserError(f"{path} shares no weight with this model; it belongs to another architecture")
+    networks = ("backbone.bottom_up.", "backbone.net.")
+    weights = [name for name in transfer.copied if not name.endswith("num_batches_tracked")]
+    of_network = [name for name in weights if name.startswith(networks)]
+    has_network = any(name.startswith(networks) for name in model.state_dict())
+    if not weights or (has_network and not of_network):
+        raise UserError(
+            f"{path} shares no weight with this {'backbone' if weights else 'model'}; it belongs to another "
+            "architecture: use the config of that model as the base of yours"
+        )
     _report(transfer, cfg, their_cfg, path)
     return transfer
 
@@ -104,7 +111,9 @@ def _match(ours: Classes, theirs: Classes, class_map: list, path: Path) -> dict[
                 close = difflib.get_close_matches(name, known.names, n=3, cutoff=0.5)
                 hint = f"did you mean {' or '.join(close)}?" if close else f"its classes are {', '.join(known.names)}"
                 raise UserError(f"MODEL.INIT_CLASS_MAP: {where} has no class {name!r}; {hint}")
-    sources = {name: pairs.get(name, name if name in theirs.names else "") for name in ours.names}
+    lower = {name.lower(): name for name in theirs.names}
+    equal = {name: name if name in theirs.names else lower.get(name.lower(), "") for name in ours.names}
+    sources = {name: pairs.get(name, equal[name]) for name in ours.names}
     return {ours.names.index(name): theirs.names.index(source) for name, source in sources.items() if source}
 
 

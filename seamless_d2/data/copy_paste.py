@@ -13,13 +13,20 @@ class Scene:
         image: (H, W, 3) uint8.
         labels: (H, W) int32 label map: 0 = void, k = segment k-1.
         segments: The entries of ``segments_info``.
-        open_sides: (4,) bool: whether the source goes on beyond the border x0, y0, x1, y1.
+        open_sides: (K, 4) bool, of each segment: whether it touches the border x0, y0, x1, y1 of a crop beyond which
+            the image goes on.
     """
 
     image: np.ndarray
     labels: np.ndarray
     segments: list[dict]
     open_sides: np.ndarray
+
+
+def touched_sides(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return (count, 4) bool: whether the segments 1..count of a label map touch its border x0, y0, x1, y1."""
+    borders = (labels[:, 0], labels[0], labels[:, -1], labels[-1])
+    return np.stack([np.bincount(border, minlength=count + 1)[1:] > 0 for border in borders], axis=1)
 
 
 def paste_instances(target: Scene, source: Scene) -> Scene:
@@ -46,5 +53,10 @@ def paste_instances(target: Scene, source: Scene) -> Scene:
     image[:height, :width][is_pasted] = source.image[:height, :width][is_pasted]
     result[:height, :width][is_pasted] = pasted[is_pasted]
     segments = [*target.segments, *(source.segments[k - 1] for k in chosen)]
-    # An instance that the border of its own crop has cut is open there, wherever the target's border may be.
-    return Scene(image, result, segments, target.open_sides | source.open_sides)
+    # What is pasted over a border hides it: there, an object of the target ends where the pasted one begins.
+    open_sides = target.open_sides & touched_sides(result, len(segments))[: len(target.segments)]
+    # What was cut by its own border stays cut, and what is trimmed to the target is cut by that.
+    trimmed = np.array([False, False, source.labels.shape[1] > width, source.labels.shape[0] > height])
+    pasted_open = source.open_sides | (touched_sides(labels, len(source.segments)) & trimmed)
+    rows = [k - 1 for k in chosen]
+    return Scene(image, result, segments, np.concatenate([open_sides, pasted_open[rows]]))

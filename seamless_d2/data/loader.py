@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator
 
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
@@ -218,7 +218,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
     size = micro_batch_size(cfg)
     return TrainLoader(
         records,
-        SeamlessMapper(cfg, True, sources=records if cfg.INPUT.COPY_PASTE else ()),
+        SeamlessMapper(cfg, True, sources=DatasetFromList(records, copy=False) if cfg.INPUT.COPY_PASTE else ()),
         lambda s: build_train_sampler(cfg, records, seed=s, batch_size=size),
         batch_size=size,
         seed=seed,

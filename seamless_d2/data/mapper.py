@@ -4,6 +4,7 @@ All targets are derived from the panoptic PNG after augmentation, so that boxes,
 regions always agree.
 """
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..io import read_id_image, read_image, rgb_to_ids
 from ..structures.classes import VOID_LABEL, Classes
 from ..structures.id_maps import label_boxes
 from ..structures.segment_masks import SegmentMasks
-from .copy_paste import Scene, paste_instances
+from .copy_paste import Scene, paste_instances, touched_sides
 from .transforms import Focus, build_augmentations, to_tensor
 
 
@@ -103,7 +104,9 @@ class SeamlessMapper:
             return result
         scene = self._make_scene(record)
         if self.copy_paste and np.random.rand() < self.copy_paste:
-            source = self.sources[np.random.randint(len(self.sources))]
+            # The record that takes the place of an unreadable one gets another source: that may have been the cause.
+            number = np.random.randint(len(self.sources)) + zlib.crc32(record["file_name"].encode())
+            source = self.sources[number % len(self.sources)]
             scene = paste_instances(scene, self._make_scene(source))
         result["image"] = to_tensor(scene.image, self.image_format)
         result["instances"], result["sem_seg"] = self._make_targets(scene)
@@ -138,7 +141,8 @@ class SeamlessMapper:
         low, high = corners.min(axis=0), corners.max(axis=0)
         # The source goes on beyond a border if its own corner lies outside.
         goes_on = np.concatenate([low < -0.5, high > np.array(labels.shape[::-1]) + 0.5])
-        return Scene(image, labels, record["segments_info"], goes_on)
+        segments = record["segments_info"]
+        return Scene(image, labels, segments, touched_sides(labels, len(segments)) & goes_on)
 
     def _find_focus(self, labels: np.ndarray, record: dict) -> Focus | None:
         """Choose an instance of the class ``record["focus"]``, or a pixel of it if it is stuff."""
@@ -204,7 +208,5 @@ class SeamlessMapper:
         instances.gt_masks = SegmentMasks(
             torch.from_numpy(labels), torch.tensor(ids, dtype=torch.int32), torch.tensor(crowd_ids, dtype=torch.int32)
         )
-        height, width = labels.shape
-        touches = np.stack([boxes[ids][:, k] == (0, 0, width, height)[k] for k in range(4)], axis=1)
-        instances.gt_open_sides = torch.from_numpy(touches & scene.open_sides)
+        instances.gt_open_sides = torch.from_numpy(scene.open_sides[[k - 1 for k in ids]].reshape(-1, 4))
         return instances, torch.from_numpy(semantic[labels])

@@ -147,7 +147,6 @@ class ResizeCropAround(ResizeCrop):
             size = np.exp(np.random.uniform(*np.log(self.sizes)))
             scale = float(np.clip(size / np.sqrt((x1 - x0) * (y1 - y0)), *self.scales))
             new_size = max(round(height * scale), 1), max(round(width * scale), 1)
-            check_pixels(new_size[1], new_size[0], "the image, resized by INPUT.INSTANCE_SIZES,")
         else:
             resized = self.resize.get_transform(image)
             is_resized = isinstance(resized, T.ResizeTransform)

@@ -232,6 +232,8 @@ class TrainingStep(SimpleTrainer):
         if self.grad_scaler is None:
             self.optimizer.step()
         else:
+            # Fused optimizers divide by the scale themselves, but only after gradients were clipped.
+            self.grad_scaler.unscale_(self.optimizer)
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         if self.ema is not None:

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -32,9 +33,6 @@ class TimmBackbone(Backbone):
         Args:
             net: What ``timm.create_model(..., features_only=True)`` returns.
             size_divisibility: What the sides of images are padded to a multiple of.
-
-        Raises:
-            UserError: A stride of a plain network is no power of 2.
         """
         super().__init__()
         self.net = net
@@ -94,13 +92,17 @@ class SimplePyramid(SimpleFeaturePyramid):
         return self._size_divisibility
 
 
+def _reads_pretrained(cfg: CfgNode) -> bool:
+    """Whether MODEL.TIMM.PRETRAINED is needed: a checkpoint of the whole model has the weights of the network, too."""
+    return bool(cfg.MODEL.TIMM.PRETRAINED) and not (cfg.MODEL.WEIGHTS or cfg.MODEL.INIT_FROM)
+
+
 def _create(timm: Any, cfg: CfgNode) -> nn.Module:
     """Create the network with what it takes of the settings, and its pretrained weights."""
     options, keys = {}, cfg.MODEL.TIMM
     if keys.DROP_PATH_RATE > 0:
         options["drop_path_rate"] = keys.DROP_PATH_RATE
-    # A checkpoint of the whole model has the weights of the network, too.
-    if keys.PRETRAINED and not (cfg.MODEL.WEIGHTS or cfg.MODEL.INIT_FROM):
+    if _reads_pretrained(cfg):
         options["pretrained"] = True
         if keys.PRETRAINED != "hub":
             if not Path(keys.PRETRAINED).is_file():
@@ -139,12 +141,13 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
         raise
     except Exception as error:  # timm and its hub raise many kinds
         reason = re.sub(r"\s+", " ", str(error))[:200]
-        if keys.PRETRAINED == "hub" and not cfg.MODEL.WEIGHTS:
+        wanted = keys.PRETRAINED if _reads_pretrained(cfg) else ""
+        if wanted == "hub" and isinstance(error, OSError):  # so are the errors of networks and of the hub
             raise UserError(
                 f"the weights of {keys.NAME} cannot be downloaded ({type(error).__name__}: {reason}); without a "
                 "network, set MODEL.TIMM.PRETRAINED to a file of weights"
             ) from None
-        if keys.PRETRAINED and not cfg.MODEL.WEIGHTS:
+        if wanted and wanted != "hub":
             raise UserError(
                 f"MODEL.TIMM.PRETRAINED: {keys.PRETRAINED} does not hold weights of {keys.NAME} ({reason})"
             ) from None
@@ -152,14 +155,21 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
     if keys.NORM == "FrozenBN":
         net = timm.layers.freeze_batch_norm_2d(net)
     elif keys.NORM == "SyncBN":
+        if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+            raise UserError("MODEL.TIMM.NORM SyncBN works on GPUs only; set it to FrozenBN, or use one process")
         net = timm.layers.convert_sync_batchnorm(net)
     if keys.GRAD_CHECKPOINTING:
-        inner = getattr(net, "model", net)  # plain transformers come wrapped
-        if not hasattr(inner, "set_grad_checkpointing"):
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+            raise UserError(
+                f"MODEL.TIMM.GRAD_CHECKPOINTING: {keys.NAME} has batch normalization, whose statistics would move "
+                "twice a step; set it False, or MODEL.TIMM.NORM FrozenBN"
+            )
+        try:
+            getattr(net, "model", net).set_grad_checkpointing(True)  # plain transformers come wrapped
+        except (AttributeError, AssertionError):
             raise UserError(
                 f"MODEL.TIMM.GRAD_CHECKPOINTING: {keys.NAME} cannot recompute its activations; set it False"
-            )
-        inner.set_grad_checkpointing(True)
+            ) from None
     backbone = TimmBackbone(net)
     backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
     return backbone
@@ -177,10 +187,10 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     if not bottom_up.is_plain:
         return build_seamless_fpn(cfg, bottom_up)
     stride = bottom_up.output_shape()[_PLAIN].stride
-    if stride not in (8, 16, 32):
+    if stride != 16:
         raise UserError(
-            f"MODEL.TIMM.NAME: the patches of {cfg.MODEL.TIMM.NAME} have {stride} pixels, from which no feature maps "
-            "of stride 4 to 32 can be made; choose a ViT with patches of 16"
+            f"MODEL.TIMM.NAME: the patches of {cfg.MODEL.TIMM.NAME} have {stride} pixels, from which the simple "
+            "feature pyramid cannot make strides of 4 to 32; choose a ViT with patches of 16"
         )
     channels, fpn = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN
     top_block = None

@@ -91,6 +91,21 @@ def test_stuff_that_becomes_a_thing_and_a_name_that_is_to_be_new(pair) -> None:
     assert transfer.new_classes == ["grass", "path", "car", "bike"]
 
 
+def test_names_in_other_case(pair) -> None:
+    cfg, theirs = pair
+    cfg.MODEL.SEAMLESS.CLASS_NAMES = ["Sky", *cfg.MODEL.SEAMLESS.CLASS_NAMES[1:]]
+    cfg.MODEL.INIT_CLASS_MAP = [["sky", ""], ["path", "road"]]
+    model = build_model(cfg)
+    assert init_from(model, cfg).matched["Sky"] == "sky"
+
+
+def test_another_backbone_is_refused(pair) -> None:
+    cfg, _ = pair
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    with pytest.raises(UserError, match="shares no weight with this backbone; .*use the config of that model"):
+        init_from(build_model(cfg), cfg)
+
+
 def test_class_agnostic_heads(pair, toy_cfg: CfgNode, tmp_path: Path) -> None:
     cfg, _ = pair
     their_cfg = with_classes(toy_cfg, *THEIRS)

@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 
 from seamless_d2 import get_config, register_panoptic
 from seamless_d2.config_checks import check_config
-from seamless_d2.data.copy_paste import Scene, paste_instances
+from seamless_d2.data.copy_paste import Scene, paste_instances, touched_sides
 from seamless_d2.data.loader import build_train_loader
 from seamless_d2.data.mapper import SeamlessMapper
 from seamless_d2.data.sampling import InstanceScaleUniformSampler
@@ -144,6 +144,17 @@ def test_scales_are_bounded_and_stuff_keeps_the_usual_scale() -> None:
     assert -1 <= x <= 33 and -1 <= y <= 25
 
 
+def test_a_large_image_may_be_enlarged_much() -> None:
+    """Only the crop is ever computed, however large the whole would be."""
+    cfg = crops_config(
+        "DATALOADER.SAMPLER_TRAIN", "InstanceScaleUniformSampler", "INPUT.INSTANCE_SIZES", [400.0, 512.0]
+    )
+    (augmentation,) = (a for a in build_augmentations(cfg, True) if isinstance(a, ResizeCropAround))
+    image = np.zeros((3000, 4000, 3), np.uint8)
+    transform = augmentation.get_transform(image, Focus((10.0, 10, 30, 30), True))
+    assert transform.new_size == (12000, 16000) and transform.apply_image(image).shape == (24, 32, 3)
+
+
 def test_the_loader_crops_around_the_class(tmp_path) -> None:
     """Of every batch the chosen class is in the crop, and a resumed loader goes on with the same crops."""
     name = unique_name()
@@ -211,7 +222,8 @@ def make_scene(color: int, *boxes: tuple[int, int, int, int], isthing: bool = Tr
     for x0, y0, x1, y1 in boxes:
         segments.append({"id": 7, "isthing": isthing, "category_id": 1, "iscrowd": iscrowd})
         labels[y0:y1, x0:x1] = len(segments)
-    return Scene(np.full((20, 30, 3), color, np.uint8), labels, segments, np.zeros(4, bool))
+    open_sides = touched_sides(labels, len(segments)) & [False, False, True, True]  # the crop of a larger image
+    return Scene(np.full((20, 30, 3), color, np.uint8), labels, segments, open_sides)
 
 
 def test_pasted_instances_cover_what_is_there() -> None:
@@ -240,12 +252,34 @@ def test_only_instances_are_pasted(options: dict) -> None:
 
 def test_scenes_of_other_sizes() -> None:
     target, small = make_scene(10), make_scene(200, (0, 0, 12, 8))
-    small = Scene(small.image[:8, :12], small.labels[:8, :12], small.segments, np.array([False, False, True, True]))
+    small = Scene(small.image[:8, :12], small.labels[:8, :12], small.segments, np.array([[False] * 4, [True] * 4]))
     np.random.seed(1)
     results = [paste_instances(target, small) for _ in range(20)]
     assert {(r.labels == 2).sum() for r in results} == {0, 96}
     np.random.seed(1)
     assert {paste_instances(small, target) is small for _ in range(5)} == {True}
+
+
+def paste_all(target: Scene, source: Scene) -> Scene:
+    """The first of many random pastes in which every instance of the source is there."""
+    results = (paste_instances(target, source) for _ in range(200))
+    return next(r for r in results if len(r.segments) == len(target.segments) + len(source.segments) - 1)
+
+
+def test_open_sides_after_pasting() -> None:
+    """Each instance keeps its own: the border of its crop, not that of the other image."""
+    target = make_scene(10, (24, 2, 30, 8), (24, 12, 30, 18), (0, 0, 5, 5))
+    source = make_scene(200, (20, 12, 30, 20), (10, 0, 12, 20))
+    source.open_sides = touched_sides(source.labels, 3) & [False, True, False, False]  # its crop is another one
+    result = paste_all(target, source)
+    # Open at the right; hidden there by a pasted one; whole; then the pasted ones: whole, and cut above.
+    assert result.open_sides[1:].astype(int).tolist() == [[0, 0, 1, 0], [0] * 4, [0] * 4, [0] * 4, [0, 1, 0, 0]]
+
+
+def test_a_larger_source_is_cut_by_the_target() -> None:
+    target, source = make_scene(10), make_scene(200, (5, 5, 20, 9))
+    target = Scene(target.image[:, :10], target.labels[:, :10], target.segments, target.open_sides)
+    assert paste_all(target, source).open_sides[1].tolist() == [False, False, True, False]
 
 
 def test_copy_paste_of_the_mapper(tmp_path) -> None:
@@ -277,7 +311,13 @@ def test_copy_paste_of_the_mapper(tmp_path) -> None:
     ("overrides", "words"),
     [
         (["DATALOADER.SAMPLER_TRAIN", "InstanceScaleUniformSampler", "INPUT.CROP.ENABLED", "False"], "CROP.ENABLED"),
-        (["INPUT.LARGE_SCALE_JITTER", [0.1, 2.0], "INPUT.CROP.TYPE", "relative"], "CROP.TYPE absolute"),
+        (["INPUT.LARGE_SCALE_JITTER", [0.1, 2.0], "INPUT.CROP.TYPE", "absolute_range"], "CROP.TYPE absolute"),
+        (["INPUT.CROP.SIZE", [0.9, 0.9]], r"CROP.SIZE is \[0.9, 0.9\]; with .* absolute it must be whole numbers"),
+        (["INPUT.CROP.TYPE", "relative"], "it must be shares of the image"),
+        (
+            ["MODEL.RPN.BBOX_REG_LOSS_TYPE", "crop_aware_smooth_l1", "MODEL.PROPOSAL_GENERATOR.NAME", "RPN"],
+            "MODEL.RPN.BBOX_REG_LOSS_TYPE is crop_aware_smooth_l1, which RPN of Detectron2 does not know",
+        ),
         (["INPUT.LARGE_SCALE_JITTER", [2.0, 0.1]], "LARGE_SCALE_JITTER is .*ascending"),
         (["INPUT.INSTANCE_SIZES", [0.0, 5.0]], "INSTANCE_SIZES is"),
         (["INPUT.COPY_PASTE", "1.5"], "COPY_PASTE is 1.5"),

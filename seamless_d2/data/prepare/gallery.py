@@ -87,7 +87,9 @@ def write_gallery(folder: Path, examples: list[Example], classes: Classes) -> No
             text = re.sub(r"\W+", "_", name)[:60]
             largest[f"class_{category}_{text}.jpg"] = category, best
     own, known = check_gallery(folder, ()), set(classes.dataset_ids)
-    sized = [(e.size, kept) for e in examples if (kept := [s for s in e.segments if s.bbox and s.category_id in known])]
+    sized = [
+        (e.size, kept) for e in examples if (kept := [s for s in e.segments if _has_box(s) and s.category_id in known])
+    ]
     has_sizes = len(instance_sizes(sized, classes)) > 0
     names = [*largest, *([_SIZES] if has_sizes else []), *(["contact_sheet.jpg"] if examples else [])]
     for name in names:
@@ -104,6 +106,12 @@ def write_gallery(folder: Path, examples: list[Example], classes: Classes) -> No
     for name in own - set(names):
         (folder / name).unlink()
     write_json(folder / _RECORD, names)
+
+
+def _has_box(segment: CocoSegment) -> bool:
+    """Whether a segment has a box with an area; wrong ones are reported elsewhere."""
+    box = segment.bbox or []
+    return len(box) == 4 and min(box[2:]) > 0
 
 
 def _draw(example: Example, classes: Classes, category: int | None = None) -> np.ndarray:
