@@ -101,7 +101,7 @@ def test_names_in_other_case(pair) -> None:
 
 def test_another_backbone_is_refused(pair) -> None:
     cfg, _ = pair
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 12
     with pytest.raises(UserError, match="shares no weight with this backbone; .*use the config of that model"):
         init_from(build_model(cfg), cfg)
 
