@@ -122,6 +122,24 @@ def test_clipping_by_detectron2s_keys(kind: str, value: float) -> None:
     assert model.linear.weight.grad.abs().max() > value / 10
 
 
+@pytest.mark.parametrize("kind", ["norm", "full_model"])
+def test_clipping_of_scaled_gradients(kind: str) -> None:
+    """With fp16 a fused optimizer gets gradients times the scale; they are clipped without it."""
+    moved = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        cfg = get_config("Base-Seamless.yaml")
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED, cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = True, kind
+        cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE, cfg.SOLVER.FUSED_OPTIMIZER = 0.1, fused
+        model = Net()
+        before = [p.detach().clone() for p in model.parameters()]
+        # The first steps overflow and lower the scale.
+        take(TrainingStep(model, batches(20), build_optimizer(cfg, model), precision=torch.float16), 20)
+        moved.append(torch.cat([(a - b).flatten() for a, b in zip(before, model.parameters(), strict=True)]))
+    assert moved[0].abs().max() > 1e-5
+    assert torch.allclose(*moved, rtol=1e-3, atol=1e-8)
+
+
 def test_moving_average() -> None:
     model = Net()
     average, expected = WeightAverage(model, 0.7), model.linear.weight.detach().clone()
