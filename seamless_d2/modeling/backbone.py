@@ -211,7 +211,8 @@ class SeamlessFPN(FPN):
 
     @property
     def size_divisibility(self) -> int:
-        return self.bottom_up.size_divisibility
+        # Detectron2's Swin declares the property and lacks what it reads.
+        return getattr(self.bottom_up, "size_divisibility", 0)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> {"p2": (N, C, ceil(H/4), ceil(W/4)), "p3": ..., ...}."""
