@@ -74,7 +74,8 @@ def test_training_table_and_curves(data: Path, tmp_path: Path) -> None:
     settings = {"iterations": 2, "batch": 1, "size": 64, "rois": 8, "seeds": 1}
     small = """
     MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.FPN.OUT_CHANNELS 32
-    MODEL.RPN.CONV_DIMS [32] MODEL.RPN.POST_NMS_TOPK_TEST 20 MODEL.RPN.POST_NMS_TOPK_TRAIN 50 MODEL.ROI_BOX_HEAD.FC_DIM 32
+    MODEL.RPN.CONV_DIMS [32] MODEL.RPN.POST_NMS_TOPK_TEST 20
+    MODEL.RPN.POST_NMS_TOPK_TRAIN 50 MODEL.ROI_BOX_HEAD.FC_DIM 32
     MODEL.ROI_MASK_HEAD.CONV_DIM 32 MODEL.SEM_SEG_HEAD.CONVS_DIM 32"""
     comparison = Comparison(data, "", tmp_path / "out", "cpu", **settings, overrides=tuple(small.split()))
     found = benchmark_accuracy(comparison)
