@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import transforms as T
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from ...io import atomic_write
 from ...structures.classes import Classes
@@ -81,6 +79,10 @@ def draw_instance_sizes(entries: list[Entry], classes: Classes, path: Path) -> N
         classes: The classes of the data set.
         path: The png file.
     """
+    # Other tools start without it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     bins = 2.0 ** np.arange(0, 12.5, 0.5)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
