@@ -39,7 +39,7 @@ def check_name(name: str) -> None:
         close = difflib.get_close_matches(model, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() lists them"
         raise UserError(f"MODEL.TIMM.NAME: timm {timm.__version__} has no model {model!r}{hint}")
-    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")]
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")] if tag else []
     if tag and tag not in tags:
         raise UserError(
             f"MODEL.TIMM.NAME: {model} has no weights called {tag!r}; they are: {', '.join(tags) or 'none'}"

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ..config import load_config_text
+from ..config import list_keys, load_config_text
 from ..errors import UserError
 from ..io import read_text
 from ..structures.classes import Classes
@@ -170,12 +170,7 @@ def _report(transfer: Transfer, cfg: CfgNode, their_cfg: CfgNode, path: Path) ->
     lacking = [name for name in transfer.new if not name.endswith("num_batches_tracked")]
     if lacking:
         logger.warning(f"{len(lacking)} weights keep their initial values: {', '.join(lacking[:8])}, ...")
+    ours, theirs = list_keys(cfg), list_keys(their_cfg)
     for key in _ALIKE:
-        section, _, leaf = key.rpartition(".")
-        values = []
-        for node in (cfg, their_cfg):
-            for part in section.split("."):
-                node = node[part]
-            values.append(node[leaf])
-        if values[0] != values[1]:
-            logger.warning(f"{key} is {values[0]}, but {path} was trained with {values[1]}; set it to that")
+        if ours[key] != theirs[key]:
+            logger.warning(f"{key} is {ours[key]}, but {path} was trained with {theirs[key]}; set it to that")

@@ -146,19 +146,19 @@ class SeamlessMapper:
 
     def _find_focus(self, labels: np.ndarray, record: dict) -> Focus | None:
         """Choose an instance of the class ``record["focus"]``, or a pixel of it if it is stuff."""
+        segments = record["segments_info"]
+        boxes = label_boxes(labels, len(segments) + 1)
         chosen = [
             k
-            for k, segment in enumerate(record["segments_info"], 1)
-            if self.classes.to_label(segment) == record["focus"] and not segment["iscrowd"]
+            for k, segment in enumerate(segments, 1)
+            if self.classes.to_label(segment) == record["focus"] and not segment["iscrowd"] and boxes[k, 2] > 0
         ]
-        chosen = [k for k in chosen if (labels == k).any()]
         if not chosen:
             return None  # it took the place of a record that could not be read
         k = chosen[np.random.randint(len(chosen))]
+        if segments[k - 1]["isthing"]:
+            return Focus(tuple(boxes[k].tolist()), True)
         rows, columns = (labels == k).nonzero()
-        if record["segments_info"][k - 1]["isthing"]:
-            box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-            return Focus(tuple(map(float, box)), True)
         pixel = np.random.randint(len(rows))
         return Focus((columns[pixel], rows[pixel], columns[pixel] + 1.0, rows[pixel] + 1.0), False)
 

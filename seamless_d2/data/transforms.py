@@ -92,13 +92,16 @@ class ResizeCrop(T.Augmentation):
         self.resize, self.crop = resize, crop
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        size = image.shape[:2]
-        resized = self.resize.get_transform(image)
-        new_size = (resized.new_h, resized.new_w) if isinstance(resized, T.ResizeTransform) else size
+        size, new_size = image.shape[:2], self._draw_size(image)
         height, width = self.crop.get_crop_size(new_size)
         x0 = np.random.randint(new_size[1] - width + 1)
         y0 = np.random.randint(new_size[0] - height + 1)
         return ResizeCropTransform(size, new_size, (x0, y0, width, height), self.resize.interp)
+
+    def _draw_size(self, image: np.ndarray) -> tuple[int, int]:
+        """Return a (height, width) to which the resize brings the image."""
+        resized = self.resize.get_transform(image)
+        return (resized.new_h, resized.new_w) if isinstance(resized, T.ResizeTransform) else image.shape[:2]
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,7 @@ class ResizeCropAround(ResizeCrop):
             scale = float(np.clip(size / np.sqrt((x1 - x0) * (y1 - y0)), *self.scales))
             new_size = max(round(height * scale), 1), max(round(width * scale), 1)
         else:
-            resized = self.resize.get_transform(image)
-            is_resized = isinstance(resized, T.ResizeTransform)
-            new_size = (resized.new_h, resized.new_w) if is_resized else (height, width)
+            new_size = self._draw_size(image)
         crop = self.crop.get_crop_size(new_size)
         offsets = []
         for low, high, old, new, length in (

@@ -28,15 +28,16 @@ class TimmBackbone(Backbone):
     whose feature maps all have one stride, has "last_feat" alone.
     """
 
-    def __init__(self, net: nn.Module, size_divisibility: int = 32) -> None:
+    #: What the sides of images are padded to a multiple of: the coarsest stride.
+    size_divisibility = 32
+
+    def __init__(self, net: nn.Module) -> None:
         """
         Args:
             net: What ``timm.create_model(..., features_only=True)`` returns.
-            size_divisibility: What the sides of images are padded to a multiple of.
         """
         super().__init__()
         self.net = net
-        self._size_divisibility = size_divisibility
         self.is_channels_last = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
         channels, strides = net.feature_info.channels(), net.feature_info.reduction()
         modules = [name.replace(".", "_") for name in net.feature_info.module_name()]
@@ -48,10 +49,6 @@ class TimmBackbone(Backbone):
         self._out_features = list(self._index)
         self._out_feature_channels = {name: channels[k] for name, k in self._index.items()}
         self._out_feature_strides = {name: strides[k] for name, k in self._index.items()}
-
-    @property
-    def size_divisibility(self) -> int:
-        return self._size_divisibility
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> {name: (N, C, h, w)}."""
@@ -68,7 +65,7 @@ class TimmBackbone(Backbone):
         """
         if freeze_at == 0:
             return
-        named = [(name, p) for name, p in self.net.named_parameters()]
+        named = list(self.net.named_parameters())
         count = len(named)
         if freeze_at < 5:
             if self.is_plain:

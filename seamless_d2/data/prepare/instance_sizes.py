@@ -25,7 +25,7 @@ Entry = tuple[tuple[int, int], list[CocoSegment]]
 def instance_sizes(entries: list[Entry], classes: Classes) -> np.ndarray:
     """Return the (N,) sizes of all instances: the square root of the area of the box, in pixels."""
     boxes = [s.bbox for _, segments in entries for s in segments if _is_instance(s, classes)]
-    return np.sqrt(np.array([max(w, 0) * max(h, 0) for _, _, w, h in boxes], np.float64))
+    return np.sqrt(np.array([w * h for _, _, w, h in boxes], np.float64))
 
 
 def sampled_sizes(entries: list[Entry], classes: Classes, crops: int = _CROPS) -> tuple[np.ndarray, np.ndarray]:
