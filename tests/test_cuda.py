@@ -25,6 +25,12 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    # PyTorch's default for convolutions on GPUs rounds to 10 bits, and the models of these tests have random weights.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def test_labels_of_upsampled_logits() -> None:
     logits = torch.randn(1, 7, 19, 33)
     expected = upsampled_labels(logits, (76, 132), (70, 130))
@@ -101,4 +107,6 @@ def test_prediction(model_files: tuple[Path, Path], options: dict) -> None:
     found = Predictor(*model_files, device="cuda", **options).predict(images)
     expected = Predictor(*model_files, device="cpu", **options).predict(images)
     for a, b in zip(found, expected, strict=True):
-        assert np.mean(a.panoptic_seg != b.panoptic_seg) < (0.2 if "amp" in options else 0.05)
+        # Ids shift with every segment that only one side has.
+        first, second = (np.array([-1, *(s.dataset_id for s in r.segments)])[r.panoptic_seg] for r in (a, b))
+        assert np.mean(first != second) < (0.2 if "amp" in options else 0.05)

@@ -49,6 +49,7 @@ def main() -> None:
     group.add_argument("--output", type=Path, default=Path("output/accuracy"), help="folder of the trainings")
     group.add_argument("--rows", nargs="+", default=["stock", "ours"], help=f"of: {'; '.join(ROWS)}")
     group.add_argument("--seeds", type=int, default=2)
+    group.add_argument("--jobs", type=int, default=1, help="trainings at a time, for a GPU that one does not fill")
     group.add_argument("--iterations", type=int, help="default 300 on a CPU, 6000 on a GPU")
     group.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings of all rows")
     args = parser.parse_args()
@@ -65,7 +66,7 @@ def main() -> None:
         size = {} if device == "cpu" else {"iterations": 6000, "batch": 4, "size": 512, "rois": 256, "lr": 0.01}
         size |= {"iterations": args.iterations} if args.iterations else {}
         options = {"rows": tuple(args.rows), "seeds": args.seeds, "overrides": tuple(args.opts), **size}
-        found = benchmark_accuracy(Comparison(args.data, args.weights, args.output, device, **options))
+        found = benchmark_accuracy(Comparison(args.data, args.weights, args.output, device, **options), args.jobs)
         if args.json:
             write_json(args.json, {"accuracy": found}, indent=2)
         return

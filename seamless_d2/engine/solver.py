@@ -139,7 +139,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer_class = _clip_full_model(optimizer_class, solver.CLIP_GRADIENTS)
     else:
         optimizer_class = maybe_add_gradient_clipping(cfg, optimizer_class)
-    return optimizer_class(params, lr=solver.BASE_LR, fused=solver.FUSED_OPTIMIZER, **options(solver))
+    # False would also turn off the form that updates many parameters at a time, which PyTorch prefers on GPUs.
+    fused = solver.FUSED_OPTIMIZER or None
+    return optimizer_class(params, lr=solver.BASE_LR, fused=fused, **options(solver))
 
 
 def lr_factor(cfg: CfgNode, iterations_per_epoch: int = 1) -> Callable[[int], float]:

@@ -1,15 +1,15 @@
 """Panoptic fusion (paper, section 4.4): instances by descending score, then stuff on the pixels that are left."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..structures.id_maps import SegmentInfo, nearest_positions, renumber
-from .ops.fuse_blocks import axis_weights, claim_in_blocks, is_visible
+from .ops.fuse_blocks import axis_weights, is_visible
 from .ops.fuse_cpu import fuse_on_cpu
+from .ops.fuse_gpu import fuse_on_gpu
 
 Claim = Callable[[tuple[int, int], Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
@@ -50,7 +50,7 @@ def fuse_panoptic(
     """
     order = find_order(scores, score_thresh)
     probabilities = mask_logits[order].detach().float().sigmoid()
-    fuse = partial(fuse_tensors, claim=claim_in_blocks) if sem_seg.is_cuda else fuse_on_cpu
+    fuse = fuse_on_gpu if sem_seg.is_cuda else fuse_on_cpu
     panoptic_seg, thing_areas, stuff_areas = fuse(
         sem_seg, boxes[order].float(), probabilities, num_stuff, overlap_thresh, stuff_area_thresh
     )

@@ -112,6 +112,8 @@ class SeamlessPanoptic(PanopticFPN):
         self.fuse_at = fuse_at
         self.outputs = tuple(outputs)
         self.ignore_value = ignore_value
+        #: Whether parts of the network write their outputs to the same memory in each call (``compile_network``).
+        self.uses_cuda_graphs = False
         # Heads that accept any size are those that can leave their logits as they are.
         self.size_divisibility = 0 if optional_arguments(self.sem_seg_head, upsample=False) else size_divisibility
         if channels_last:
@@ -237,13 +239,15 @@ class SeamlessPanoptic(PanopticFPN):
         Returns:
             One output per image, for ``postprocess``.
         """
+        if self.uses_cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         fuse = all_outputs or "panoptic_seg" in self.outputs
         logits, detections, upsample_size = [None] * len(images), [None] * len(images), None
         if fuse or "sem_seg" in self.outputs:
             batch_logits, upsample_size = self.predict_semantic(features, tuple(images.tensor.shape[-2:]))
-            logits = batch_logits.split(1)
+            logits = (batch_logits.clone() if self.uses_cuda_graphs else batch_logits).split(1)
         if fuse or "instances" in self.outputs:
             proposals, _ = self.proposal_generator(images, features, None)
             extras: dict[str, Any] = {}

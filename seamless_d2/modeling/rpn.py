@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, cat
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
@@ -62,6 +63,7 @@ class SeamlessRPN(RPN):
         super().__init__(**kwargs)
         self.crowd_thresh = crowd_thresh
         self.original_conventions = original_conventions
+        self._last_anchors: tuple | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -105,7 +107,17 @@ class SeamlessRPN(RPN):
         # Anchors are numbered by row, column and then by their kind.
         logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
         deltas = [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas]
-        return self.anchor_generator(maps), logits, deltas
+        return self._make_anchors(maps), logits, deltas
+
+    def _make_anchors(self, maps: list[Tensor]) -> list[Boxes]:
+        """Return the anchors of each level; in inference those of the last size are kept: GPUs make them slowly."""
+        if self.training or torch.compiler.is_compiling() or type(self.anchor_generator) is not DefaultAnchorGenerator:
+            return self.anchor_generator(maps)
+        cells = next(iter(self.anchor_generator.cell_anchors))
+        key = [x.shape[-2:] for x in maps], cells.device, cells.dtype, torch.is_inference_mode_enabled()
+        if self._last_anchors is None or self._last_anchors[0] != key:
+            self._last_anchors = key, self.anchor_generator(maps)
+        return self._last_anchors[1]
 
     @torch.no_grad()
     def label_and_sample_anchors(

@@ -1,7 +1,9 @@
 """Accuracy: our model and Detectron2's stock PanopticFPN R50, trained and judged by the same program."""
 
 import statistics
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +208,12 @@ class Comparison:
         return content
 
 
-def benchmark_accuracy(comparison: Comparison) -> dict[str, Any]:
-    """Train all rows with all seeds, in turn, and write table.md, curves.png and accuracy.json after each round.
+def benchmark_accuracy(comparison: Comparison, jobs: int = 1) -> dict[str, Any]:
+    """Train all rows with all seeds, and write table.md, curves.png and accuracy.json after each seed.
+
+    Args:
+        comparison: What is trained.
+        jobs: The number of trainings at a time, each in a process of its own if there are several.
 
     Returns:
         By row, what ``Comparison.train`` returns for each seed.
@@ -216,9 +222,13 @@ def benchmark_accuracy(comparison: Comparison) -> dict[str, Any]:
     if unknown:
         raise UserError(f"--rows has no {unknown[0]!r}; the rows are: {'; '.join(ROWS)}")
     found: dict[str, list[dict[str, Any]]] = {row: [] for row in comparison.rows}
-    for seed in range(comparison.seeds):
-        for row in comparison.rows:
-            found[row].append(comparison.train(row, seed))
+    trainings = [(row, seed) for seed in range(comparison.seeds) for row in comparison.rows]
+    pool = ProcessPoolExecutor(jobs, get_context("spawn")) if jobs > 1 else None
+    results = (pool.map if pool else map)(comparison.train, *zip(*trainings, strict=True))
+    for (row, _), result in zip(trainings, results, strict=True):
+        found[row].append(result)
+        if row != comparison.rows[-1]:
+            continue
         table = format_table(found)
         print(f"\n{comparison.describe()}\n\n{table}", flush=True)
         with atomic_write(comparison.output / "table.md", "w") as file:

@@ -102,17 +102,21 @@ def limit_heap() -> None:
 
 
 def compile_network(model: nn.Module, **options: Any) -> nn.Module:
-    """Compile backbone and semantic head, where nearly all of the work is, with ``torch.compile``; in place.
+    """Compile backbone, semantic head and RPN head, where nearly all of the work is; in place.
 
     Args:
-        model: A ``PanopticFPN`` such as ``SeamlessPanoptic``.
+        model: A ``SeamlessPanoptic``.
         options: Options of ``torch.compile``. By default each image size is compiled on its own, which suits a camera
-            or a data set of one size.
+            or a data set of one size, and on a GPU as CUDA graphs: one launch instead of hundreds.
 
     Returns:
         ``model``.
     """
+    if model.device.type == "cuda":
+        options = {"mode": "reduce-overhead"} | options
+        model.uses_cuda_graphs = True
     options = {"dynamic": False} | options
-    model.backbone.compile(**options)
-    model.sem_seg_head.compile(**options)
+    for part in (model.backbone, model.sem_seg_head, getattr(model.proposal_generator, "rpn_head", None)):
+        if part is not None:
+            part.compile(**options)
     return model

@@ -1,4 +1,4 @@
-"""Instances claim their pixels block by block: without a loop over whole images, for GPUs and exported models.
+"""Instances claim their pixels block by block: without a loop over whole images, for exported models and GPUs.
 
 ``claim_in_blocks`` equals ``claim_in_order`` of ``modeling/fusion.py``, pixel by pixel. Masks are only computed in the
 blocks of 32x32 pixels that their boxes touch, and from instance to instance only those pixels are looked at that
@@ -6,6 +6,7 @@ several instances claim.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,24 +44,9 @@ def claim_in_blocks(
     size: tuple[int, int], boxes: Tensor, masks: Tensor, overlap_thresh: float
 ) -> tuple[Tensor, Tensor]:
     """Compute what ``claim_in_order`` computes; see there for arguments and results."""
-    # One more instance, which claims nothing, and one more block, which nobody claims: then no tensor here is empty,
-    # which not every runtime could handle.
-    boxes = torch.cat([boxes, boxes.new_tensor([[0.0, 0.0, 1.0, 1.0]])])
-    masks = torch.cat([masks, masks.new_zeros((1, *masks.shape[1:]))])
-    height, width = size
-    down, across = (height + BLOCK - 1) // BLOCK, (width + BLOCK - 1) // BLOCK
-    spare = down * across
-    meets = _find_blocks(boxes[:, 1], boxes[:, 3], down)[:, :, None]
-    meets = meets & _find_blocks(boxes[:, 0], boxes[:, 2], across)[:, None, :]
-    # One row of ``foreground`` for each instance and block that meet, and an empty one for all others.
-    instance, y, x = meets.nonzero(as_tuple=True)
-    block = y * across + x
-    meets = F.pad(meets.flatten(1), (0, 1))
-    row_of = torch.where(meets, meets.flatten().cumsum(0).view_as(meets) - 1, instance.shape[0])
-    foreground = _paste(boxes[instance], masks[instance], y * BLOCK, x * BLOCK, size)
-    areas = torch.zeros(boxes.shape[:1], dtype=torch.int64, device=boxes.device)
-    areas = areas.index_add(0, instance, foreground.sum(dim=1))
-
+    instance, block, row_of, foreground = paste_all(size, boxes, masks)
+    spare = row_of.shape[1] - 1
+    areas = row_of.new_zeros(row_of.shape[:1]).index_add(0, instance, foreground.sum(dim=1))
     claims = torch.zeros((spare + 1, BLOCK * BLOCK), dtype=torch.int32, device=boxes.device)
     claims = claims.index_put((block,), foreground.int(), accumulate=True)
     contested = torch.cat([(claims > 1).flatten().nonzero()[:, 0], block.new_full((1,), spare * BLOCK * BLOCK)])
@@ -80,19 +66,61 @@ def claim_in_blocks(
     owner, areas = _scan(step, claims.new_zeros(contested_block.shape), row_of, areas)
     ids = torch.where(areas > 0, (areas > 0).cumsum(0), 0).int()
     panoptic_seg = torch.zeros_like(claims).index_put((block,), foreground * ids[instance, None], accumulate=True)
-    panoptic_seg = panoptic_seg.flatten().index_copy(0, contested, owner)[: spare * BLOCK * BLOCK]
-    panoptic_seg = panoptic_seg.view(down, across, BLOCK, BLOCK).permute(0, 2, 1, 3)
-    panoptic_seg = panoptic_seg.reshape(down * BLOCK, across * BLOCK)
-    # Not by slices: whether a slice is the whole is a question that torch.export would answer once and for all.
-    for axis, length in enumerate(size):
-        panoptic_seg = panoptic_seg.index_select(axis, torch.arange(length, device=boxes.device))
-    return panoptic_seg, areas[:-1]
+    return join_blocks(panoptic_seg.flatten().index_copy(0, contested, owner), size), areas[:-1]
 
 
 def is_visible(area: Tensor, free_area: Tensor, overlap_thresh: float) -> Tensor:
     """Return whether instances of ``area`` pixels, of which ``free_area`` are free, enter the map."""
     # In float64, as Python divides: an overlap of exactly the threshold must not be rounded above it.
     return (free_area > 0) & ((area - free_area).double() / area.clamp(min=1) <= overlap_thresh)
+
+
+class Pasted(NamedTuple):
+    """The foreground of N + 1 instances in B pairs of an instance and a block that it meets.
+
+    Attributes:
+        instance, block: (B,) int64 numbers of instances and blocks.
+        row_of: (N + 1, blocks + 1) int64, where in ``foreground`` a pair is; B if the instance does not meet the block.
+        foreground: (B, BLOCK * BLOCK) bool.
+    """
+
+    instance: Tensor
+    block: Tensor
+    row_of: Tensor
+    foreground: Tensor
+
+
+def paste_all(size: tuple[int, int], boxes: Tensor, masks: Tensor) -> Pasted:
+    """Paste masks into a map of (height, width) ``size``.
+
+    There is one more instance, which claims nothing, and one more block, which nobody claims: then no tensor is empty,
+    which not every runtime could handle.
+    """
+    # Any box that meets a block will do.
+    boxes = torch.cat([boxes, torch.arange(4, dtype=boxes.dtype, device=boxes.device)[None]])
+    masks = torch.cat([masks, masks.new_zeros((1, *masks.shape[1:]))])
+    down, across = ((length + BLOCK - 1) // BLOCK for length in size)
+    meets = _find_blocks(boxes[:, 1], boxes[:, 3], down)[:, :, None]
+    meets = meets & _find_blocks(boxes[:, 0], boxes[:, 2], across)[:, None, :]
+    # One row of ``foreground`` for each instance and block that meet, and an empty one for all others.
+    instance, y, x = meets.nonzero(as_tuple=True)
+    meets = F.pad(meets.flatten(1), (0, 1))
+    row_of = torch.where(meets, meets.flatten().cumsum(0).view_as(meets) - 1, instance.shape[0])
+    foreground = _paste(boxes[instance], masks[instance], y * BLOCK, x * BLOCK, size)
+    return Pasted(instance, y * across + x, row_of, foreground)
+
+
+def join_blocks(blocks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the map of (height, width) ``size`` whose blocks, and one more, are given in one dimension."""
+    down, across = ((length + BLOCK - 1) // BLOCK for length in size)
+    whole = blocks[: down * across * BLOCK * BLOCK].view(down, across, BLOCK, BLOCK).permute(0, 2, 1, 3)
+    whole = whole.reshape(down * BLOCK, across * BLOCK)
+    if not torch.compiler.is_compiling():
+        return whole[: size[0], : size[1]]
+    # Whether a slice is the whole is a question that torch.export would answer once and for all.
+    for axis, length in enumerate(size):
+        whole = whole.index_select(axis, torch.arange(length, device=blocks.device))
+    return whole
 
 
 def _find_blocks(low: Tensor, high: Tensor, count: int) -> Tensor:

@@ -57,6 +57,8 @@ class SeamlessROIPooler(ROIPooler):
         """
         if padded_size is None:
             padded_size = (x[0].shape[-2] * self.strides[0], x[0].shape[-1] * self.strides[0])
+        if len(box_lists) == 1:  # nothing to count, for which a GPU would be waited for
+            return self.pool(x, box_lists[0].tensor, padded_size)
         rois = convert_boxes_to_pooler_format(box_lists)
         return self.pool(x, rois[:, 1:], padded_size, rois[:, 0])
 
@@ -77,9 +79,10 @@ class SeamlessROIPooler(ROIPooler):
         for level, features in enumerate(x):
             index = (levels == level).nonzero()[:, 0]
             ratio_y, ratio_x = features.shape[-2] / padded_size[0], features.shape[-1] / padded_size[1]
+            corners = boxes[index].view(-1, 2, 2) - 0.5
+            corners = torch.stack([corners[..., 0] * ratio_x, corners[..., 1] * ratio_y], dim=-1)
             # aligned=True subtracts half a feature pixel again.
-            x0, y0, x1, y1 = ((boxes[index, i] - 0.5) * (ratio_x, ratio_y)[i % 2] + 0.5 for i in range(4))
-            rois = torch.stack([images[index], x0, y0, x1, y1], dim=1)
+            rois = torch.cat([images[index, None], corners.flatten(1) + 0.5], dim=1)
             output = output.index_put((index,), self._align(features, rois))
         return output
 

@@ -1,5 +1,8 @@
 """The fast forms of the fusion against the plain rule: thousands of random scenes, and the original program's cases."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,14 +10,18 @@ from torch import Tensor
 from seamless_d2.modeling.fusion import fuse_tensors
 from seamless_d2.modeling.ops.fuse_blocks import claim_in_blocks
 from seamless_d2.modeling.ops.fuse_cpu import fuse_on_cpu
+from seamless_d2.modeling.ops.fuse_gpu import fuse_on_gpu
 
 from ...helpers.devices import DEVICES
 from ...helpers.reference import fusion_case, load_infos, load_numbers, xyxy
 
+FORMS = [fuse_on_cpu, fuse_on_gpu, partial(fuse_tensors, claim=claim_in_blocks)]
+
 
 def check_equal(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
     expected = fuse_tensors(*arguments)
-    for found in (fuse_on_cpu(*arguments), fuse_tensors(*arguments, claim=claim_in_blocks)):
+    for fuse in FORMS:
+        found = fuse(*arguments)
         for plain, fast in zip(expected, found, strict=True):
             assert plain.dtype == fast.dtype and torch.equal(plain, fast)
     return expected
@@ -82,12 +89,13 @@ def test_an_empty_map() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_devices_agree(device: str) -> None:
+@pytest.mark.parametrize("fuse", FORMS[1:])
+def test_devices_agree(device: str, fuse: Callable) -> None:
     generator = torch.Generator().manual_seed(8)
     for _ in range(50):
         sem_seg, boxes, masks, *rest = random_scene(generator)
         expected = fuse_on_cpu(sem_seg, boxes, masks, *rest)
         moved = (sem_seg.to(device), boxes.to(device), masks.to(device), *rest)
-        found = fuse_tensors(*moved, claim=claim_in_blocks)
+        found = fuse(*moved)
         # A GPU may round a product otherwise: single pixels at the very threshold may differ.
         assert (found[0].cpu() != expected[0]).sum() <= (0 if device == "cpu" else 2)
