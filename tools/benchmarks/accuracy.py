@@ -223,7 +223,9 @@ def benchmark_accuracy(comparison: Comparison, jobs: int = 1) -> dict[str, Any]:
         raise UserError(f"--rows has no {unknown[0]!r}; the rows are: {'; '.join(ROWS)}")
     found: dict[str, list[dict[str, Any]]] = {row: [] for row in comparison.rows}
     trainings = [(row, seed) for seed in range(comparison.seeds) for row in comparison.rows]
-    pool = ProcessPoolExecutor(jobs, get_context("spawn")) if jobs > 1 else None
+    # The threads of several processes that wait for each other spin.
+    threads = (torch.set_num_threads, (max(torch.get_num_threads() // jobs, 1),))
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), *threads) if jobs > 1 else None
     results = (pool.map if pool else map)(comparison.train, *zip(*trainings, strict=True))
     for (row, _), result in zip(trainings, results, strict=True):
         found[row].append(result)

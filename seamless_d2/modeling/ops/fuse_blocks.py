@@ -1,4 +1,4 @@
-"""Instances claim their pixels block by block: without a loop over whole images, for exported models and GPUs.
+"""Instances claim their pixels block by block, without a loop over whole images: the form of exported models.
 
 ``claim_in_blocks`` equals ``claim_in_order`` of ``modeling/fusion.py``, pixel by pixel. Masks are only computed in the
 blocks of 32x32 pixels that their boxes touch, and from instance to instance only those pixels are looked at that
