@@ -15,9 +15,12 @@ one path a line, videos, or the number of a webcam (Ctrl-C ends it). Formats, se
 
 For a video, overlay and labelled are an mp4 in which an instance keeps its color; the other formats are written per
 frame. Finished inputs are skipped unless they have changed; --overwrite predicts them again. The output folder records
-settings and inputs (settings.json, inputs.json), so that results of other settings are never mixed in. Files that
-cannot be read are reported and skipped, and the exit code is 1. --tile 2048x1024 is for images that do not fit into
-memory.
+settings (settings.json) and inputs with what became of them (manifest.jsonl), so that results of other settings are
+never mixed in. Files that cannot be read are reported and skipped, and the exit code is 1; --retry-failed tries them
+again. --tile 2048x1024 is for images that do not fit into memory.
+
+Many processes, on any number of machines that share a folder, divide the inputs with --shard 1/8 ... --shard 8/8, in
+any order; tools/merge_predictions.py then joins the coco files.
 """
 
 import argparse
@@ -30,6 +33,7 @@ from seamless_d2.config import load_config
 from seamless_d2.errors import UserError, run_tool
 from seamless_d2.prediction import Predictor
 from seamless_d2.prediction.batch.run import predict_files, predict_files_on
+from seamless_d2.prediction.batch.shards import Shard
 from seamless_d2.prediction.engines import is_exported, read_exported_config
 from seamless_d2.prediction.options import DEFAULT_SCALES, PredictionOptions
 from seamless_d2.prediction.tiles import DEFAULT_OVERLAP
@@ -79,6 +83,8 @@ def main() -> None:
     parser.add_argument("--stuff-area-thresh", type=int, help="least pixels of a stuff segment at network resolution")
     parser.add_argument("--image-ids", type=Path, metavar="JSON", help="COCO json whose image ids the coco files use")
     parser.add_argument("--max-frames", type=int, help="frames of each video or webcam; default all")
+    parser.add_argument("--shard", metavar="I/N", help="part of the inputs, 1/8 ... 8/8, or slurm in a SLURM array")
+    parser.add_argument("--retry-failed", action="store_true", help="try inputs again that failed before")
     parser.add_argument("--overwrite", action="store_true", help="do finished inputs again")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args()
@@ -111,7 +117,13 @@ def main() -> None:
         raw="raw" in formats,
         engine=args.engine,
     )
-    where = {"overwrite": args.overwrite, "image_ids": args.image_ids, "max_frames": args.max_frames}
+    where = {
+        "overwrite": args.overwrite,
+        "image_ids": args.image_ids,
+        "max_frames": args.max_frames,
+        "shard": Shard.parse(args.shard) if args.shard else None,
+        "retry_failed": args.retry_failed,
+    }
     if args.num_gpus < 1:
         raise UserError(f"--num-gpus must be at least 1, not {args.num_gpus}; the CPU is --device cpu")
     if args.num_gpus > 1:
@@ -124,7 +136,7 @@ def main() -> None:
     else:
         predictor = Predictor(cfg, device=args.device, **asdict(options))
         summary = predict_files(predictor, args.input, args.output, formats, **where)
-    summary.report(args.output)
+    summary.report(args.output, where["shard"])
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ class Source:
         path: The file, or the number of a webcam.
         name: The name of its outputs: the path relative to the given folder, without suffix, unique in a run.
         kind: "image", "video" or "camera".
+        relative: The path relative to the given folder, with its suffix.
     """
 
     path: Path | int
     name: str
     kind: str
+    relative: str
 
 
 def find_sources(inputs: Iterable[str | Path], output: Path | None = None) -> list[Source]:
@@ -121,5 +123,5 @@ def _name(found: list[tuple[Path | int, PurePosixPath, str]]) -> list[Source]:
         while name in forbidden:
             name, number = f"{base}_{number}", number + 1
         taken.add(name)
-        sources.append(Source(path, name, kind))
+        sources.append(Source(path, name, kind, relative.as_posix()))
     return sources
