@@ -95,7 +95,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
             turned = ImageOps.exif_transpose(image)
             if size is not None and turned.size != size[::-1] and image.size == size[::-1]:
                 turned = image
-        array = _to_rgb(turned)
+        array = to_rgb(turned)
     if size is not None and array.shape[:2] != tuple(size):
         raise UserError(
             f"image {path} is {array.shape[1]} x {array.shape[0]} pixels but its annotation says "
@@ -131,7 +131,7 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
     """Convert an image of any mode to (H, W, 3) uint8 RGB."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         array = np.nan_to_num(np.asarray(image, dtype=np.float64))

@@ -1,10 +1,10 @@
 """A model ready for images."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,11 @@ from ..structures.classes import Classes
 from ..structures.id_maps import SegmentInfo
 from .engines import ExportedPanoptic, build_exported, is_eager, is_exported, read_exported_config
 from .options import PredictionOptions
-from .result import HeadOutputs, PanopticResult, image_array
+from .result import HeadOutputs, ImageLike, PanopticResult, image_array
 from .tiles import Stitcher, plan_tiles
 from .tta import average_views
 
 logger = logging.getLogger(__name__)
-ImageLike = np.ndarray | str | Path
 
 
 @dataclass
@@ -122,21 +121,28 @@ class Predictor:
         prepare_for_inference(model)
         return compile_network(model) if self.options.compile else model
 
-    def predict(self, image: ImageLike | Sequence[ImageLike]) -> PanopticResult | list[PanopticResult]:
-        """Segment one image, or a list of them.
+    def predict(
+        self, image: ImageLike | Iterable[ImageLike]
+    ) -> PanopticResult | list[PanopticResult] | Iterator[PanopticResult]:
+        """Segment one image, or several.
 
         Args:
-            image: A (H, W, 3) uint8 RGB array, or a file; a list gives a list of results.
+            image: A (H, W, 3) uint8 RGB array, a (3, H, W) uint8 tensor, an image of Pillow, or a file. A list of such
+                gives a list of results, a generator one that predicts as results are asked for.
 
         Raises:
-            UserError: A file cannot be read, or an array has another shape or type.
+            UserError: A file cannot be read, or an image is something else.
         """
-        if isinstance(image, (np.ndarray, str, Path)):
-            return next(self._predict_prepared([self.prepare(image)]))
-        results: list[PanopticResult] = []
-        for start in range(0, len(image), self.options.batch_size):
-            results += self._predict_prepared([self.prepare(i) for i in image[start : start + self.options.batch_size]])
-        return results
+        if isinstance(image, list | tuple):
+            return list(self._predict_all(image))
+        if isinstance(image, Iterator):
+            return self._predict_all(image)
+        return next(self._predict_prepared([self.prepare(image)]))
+
+    def _predict_all(self, images: Iterable[ImageLike]) -> Iterator[PanopticResult]:
+        images = iter(images)
+        while batch := [self.prepare(image) for image in islice(images, self.options.batch_size)]:
+            yield from self._predict_prepared(batch)
 
     def _predict_prepared(self, prepared: list[PreparedImage]) -> Iterator[PanopticResult]:
         for _, group in groupby(prepared, key=get_batch_shape):

@@ -2,6 +2,7 @@
 
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,16 @@ def test_segments_are_typed() -> None:
     assert (person.class_name, person.box) == ("person", (40, 22, 44, 40))
     assert (road.class_name, road.score, road.area, road.dataset_id) == ("road", None, 1828, 3)
     assert result().segments_info[0]["bbox"] == [10, 25, 20, 10]
+
+
+def test_results_compare_and_say_what_they_are() -> None:
+    one, two, empty = result(), result(), result(False)
+    assert one == two and hash(one) == hash(two) and len({one, two, empty}) == 2
+    assert one != empty and one != "text"
+    assert one != replace(one, panoptic_seg=np.zeros_like(one.panoptic_seg)) and one != replace(one, segments=[])
+    assert repr(one) == "PanopticResult(50x70, 2 things, 1 stuff: car 0.88, person 0.62, road)"
+    assert repr(empty) == "PanopticResult(50x70, 0 things, 0 stuff)"
+    assert repr(replace(one, segments=3 * one.segments)).endswith("person 0.62, ...)")
 
 
 def test_coco_files_are_read_by_the_official_programs(tmp_path: Path) -> None:
