@@ -26,7 +26,7 @@ _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.Decompres
 #: The number of failures that ``summarize_failures`` lists.
 MAX_LISTED = 10
 
-# Pillow warns of images from 89 megapixels on; those that are too large are refused here.
+# Pillow warns from 89 megapixels on; too large images are refused here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -269,8 +269,7 @@ def write_json(path: str | Path, content: Any, indent: int | None = None) -> Non
         json.dump(content, file, indent=indent)
 
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER_SIZE = 29
+_SIGNATURE, _HEADER_SIZE = b"\x89PNG\r\n\x1a\n", 29
 # Bit depth 8, color type 2 (RGB), the only compression and filter methods, not interlaced.
 _PLAIN_RGB = bytes((8, 2, 0, 0, 0))
 
@@ -350,7 +349,7 @@ def read_instance_png(path: Path) -> np.ndarray:
     return array
 
 
-_MAX_JPEG_SIDE = 65500
+_MAX_JPEG_SIDE = 65500  # pixels
 
 
 def save_image(image: np.ndarray, path: Path) -> None:
@@ -370,15 +369,20 @@ def save_image(image: np.ndarray, path: Path) -> None:
         file.write(buffer.getbuffer())
 
 
-def save_png(array: np.ndarray, path: Path) -> None:
-    """Write an (H, W) uint8 or uint16 map or an (H, W, 3) uint8 RGB image as PNG, atomically."""
+def encode_png(array: np.ndarray) -> bytes:
+    """Return an (H, W) uint8 or uint16 map or an (H, W, 3) uint8 RGB image as PNG."""
     # Maps are nearly constant, so that the lowest level of compression suffices; it is several times faster.
     array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
     done, data = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise ValueError(f"OpenCV cannot encode an array of {array.shape} {array.dtype}")
+    return data.tobytes()
+
+
+def save_png(array: np.ndarray, path: Path) -> None:
+    """Write what ``encode_png`` returns, atomically."""
     with atomic_write(path) as file:
-        file.write(data)
+        file.write(encode_png(array))
 
 
 def summarize_failures(failures: Sequence[str], file: str | Path | None = None) -> str:

@@ -256,14 +256,27 @@ def _write_labelled(result: PanopticResult, name: str, path: Path) -> None:
 def _write_coco(result: PanopticResult, name: str, png: Path, sidecar: Path) -> None:
     image, content = result.to_coco(f"{name}.png")
     segments = content["annotations"][0]["segments_info"]
-    things = {c["id"] for c in content["categories"] if c["isthing"]}
-    scores = [s.get("score", 1.0) for s in segments if s["category_id"] in things]
-    content["instances"] = [
-        {k: i[k] for k in ("category_id", "bbox", "segmentation")} | {"score": score}
-        for i, score in zip(instance_annotations(result.panoptic_seg, segments, things), scores, strict=True)
-    ]
+    content["instances"] = instance_results(result.panoptic_seg, segments, content["categories"])
     save_png(image, png)
     write_json(sidecar, content)
+
+
+def instance_results(
+    panoptic_seg: np.ndarray, segments: list[dict[str, Any]], categories: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the things of a map as COCO results, without image_id.
+
+    Args:
+        panoptic_seg: (H, W) integer ids.
+        segments: The ``segments_info`` of COCO's panoptic format.
+        categories: The categories of the same format.
+    """
+    things = {c["id"] for c in categories if c["isthing"]}
+    scores = [s.get("score", 1.0) for s in segments if s["category_id"] in things]
+    return [
+        {k: i[k] for k in ("category_id", "bbox", "segmentation")} | {"score": score}
+        for i, score in zip(instance_annotations(panoptic_seg, segments, things), scores, strict=True)
+    ]
 
 
 @register_format("ids", "{}_ids.png", "{}_ids.json")

@@ -98,6 +98,24 @@ def assemble_coco(folder: Path, names: Mapping[str, tuple[int | str | None, str]
     if not finished:
         return None
     numbers = number_images({name: names[name][0] for name in finished})
+    return write_coco(folder, ((numbers[name], names[name][1], _read(_sidecar(folder, name))) for name in finished))
+
+
+def write_coco(
+    folder: Path,
+    images: Iterable[tuple[int | str, str, dict[str, Any]]],
+    categories: list[dict[str, Any]] | None = None,
+) -> tuple[Path, Path]:
+    """Write panoptic.json and instances.json of images, one at a time.
+
+    Args:
+        folder: The folder of the two files.
+        images: The id, the file name and the json of each image.
+        categories: The categories; default those of the last image.
+
+    Returns:
+        The two files.
+    """
     files = folder / "panoptic.json", folder / "instances.json"
     with (
         atomic_write(files[0]) as panoptic,
@@ -106,11 +124,9 @@ def assemble_coco(folder: Path, names: Mapping[str, tuple[int | str | None, str]
     ):
         panoptic.write(b'{"images": [')
         instances.write(b"[")
-        content: dict[str, Any] = {}
+        content: dict[str, Any] = {"categories": []}
         written = [0, 0, 0]
-        for name in finished:
-            content = _read(_sidecar(folder, name))
-            number, file_name = numbers[name], names[name][1]
+        for number, file_name, content in images:
             parts = (
                 (panoptic, [{**i, "id": number, "file_name": file_name} for i in content["images"]]),
                 (annotations, [{**a, "image_id": number} for a in content["annotations"]]),
@@ -122,7 +138,7 @@ def assemble_coco(folder: Path, names: Mapping[str, tuple[int | str | None, str]
         panoptic.write(b'], "annotations": [')
         annotations.seek(0)
         shutil.copyfileobj(annotations, panoptic)
-        panoptic.write(b'], "categories": ' + msgspec.json.encode(content["categories"]) + b"}")
+        panoptic.write(b'], "categories": ' + msgspec.json.encode(categories or content["categories"]) + b"}")
         instances.write(b"]")
     return files
 

@@ -65,7 +65,7 @@ def find_sources(inputs: Iterable[str | Path], output: Path | None = None) -> li
     if not found:
         suffixes = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         raise UserError(f"no images or videos ({suffixes}) in {', '.join(map(str, inputs))}")
-    return _name(found)
+    return name_inputs(found)
 
 
 def _walk(folder: Path, output: Path | None) -> list[Path]:
@@ -127,7 +127,7 @@ def _relative(path: Path, shared: Path) -> PurePosixPath:
     return PurePosixPath(*parts or ["unnamed"])
 
 
-def _name(found: list[tuple[Path | int, PurePosixPath, str]]) -> list[Source]:
+def name_inputs(found: list[tuple[Path | int, PurePosixPath, str]]) -> list[Source]:
     """Give every input its own name: ``a``, then ``a_png`` for an a.png beside a.jpg, then ``a_png_2`` ...
 
     A video's name is no folder of other inputs (``clip_mp4`` for a clip.mp4 beside clip/): its frames go into one.
