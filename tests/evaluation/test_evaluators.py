@@ -175,6 +175,12 @@ def test_semantic_metrics_are_detectron2s(tmp_path: Path, mode: str, boundary: b
         noise = torch.rand(output["sem_seg"].shape, generator=torch.Generator().manual_seed(seed))
         outputs.append({**output, "sem_seg": output["sem_seg"] + 1.2 * noise})
     results = evaluate(name, tmp_path, outputs, EVAL_MODE=mode, BOUNDARY_IOU=boundary)["sem_seg"]
+    for reported in json.loads((tmp_path / "out" / "metrics.json").read_text())["per_class"].values():
+        for key, metric in (("iou", "IoU"), ("boundary_iou", "BoundaryIoU")):
+            if boundary or key == "iou":
+                assert 100 * reported[key] == pytest.approx(results[f"{metric}-{reported['class']}"])
+            else:
+                assert key not in reported
     metadata = MetadataCatalog.get(unique_name())
     metadata.set(
         stuff_classes=[*classes.names, *(["void"] if mode == "panoptic" else [])], ignore_label=255, thing_classes=[]
