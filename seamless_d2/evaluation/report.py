@@ -194,10 +194,9 @@ def _for_drawing(ids: np.ndarray, segments: Segments, classes: Classes) -> tuple
     """Return the map with ids 1..n and its segments in the form that ``draw_overlay`` takes."""
     labels = number_segments(ids, segments.ids)
     labels[labels > len(segments.ids)] = 0
-    areas = np.bincount(labels.ravel(), minlength=len(segments.ids) + 1)
     info = []
     for k, label in enumerate(segments.classes.tolist(), 1):
-        segment = {"id": k, **classes.from_label(label), "area": int(areas[k])}
+        segment = {"id": k, **classes.from_label(label)}
         score = np.nan if segments.scores is None else segments.scores[k - 1]
         info.append(segment if np.isnan(score) else {**segment, "score": float(score)})
     return labels, info
