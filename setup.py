@@ -47,7 +47,7 @@ setup(
         "torchvision>=0.19",
         "numpy>=1.26",
         "opencv-python>=4.8",
-        "pillow>=10.0",
+        "pillow>=10.1",
         "pycocotools>=2.0.7",
         "fvcore>=0.1.5",
         "iopath>=0.1.9",

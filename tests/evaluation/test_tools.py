@@ -58,7 +58,10 @@ def test_evaluate_predictions(tmp_path: Path, tool) -> None:
     assert results[0] == results[1] and set(results[0]) == {"All", "Things", "Stuff", "per_class"}
     # The crowd of persons is predicted as a segment, which the crowd excuses.
     assert results[0]["All"] == {"pq": 1, "sq": 1, "rq": 1, "n": 3}
-    assert results[0]["per_class"]["7"] == {"pq": 1, "sq": 1, "rq": 1, "tp": 4, "fp": 0, "fn": 0, "iou": 4}
+    quality = {"pq": 1, "sq": 1, "rq": 1, "tp": 4, "fp": 0, "fn": 0, "iou": 1}
+    assert results[0]["per_class"]["7"] == {"class": "car", "kind": "thing", **quality}
+    report = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert report["per_class"] == results[0]["per_class"]
     for options, words in (
         (("--images", tmp_path), "add --output"),
         (("--workers", "0"), "at least 1"),
