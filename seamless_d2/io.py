@@ -23,8 +23,7 @@ _EXIF_ORIENTATION = 0x0112
 
 # What damaged and unusual files make Pillow raise.
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
-#: The number of failures that ``summarize_failures`` lists.
-MAX_LISTED = 10
+MAX_LISTED = 10  #: The number of failures that ``summarize_failures`` lists.
 
 # Pillow warns from 89 megapixels on; too large images are refused here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

@@ -20,8 +20,9 @@ never mixed in. Files that cannot be read are reported and skipped, and the exit
 again. --tile 2048x1024 is for images that do not fit into memory.
 
 Many processes, on any number of machines that share a folder, divide the inputs with --shard 1/8 ... --shard 8/8, in
-any order; tools/merge_predictions.py then joins the coco files. On a cluster, --ray [ADDRESS] reads folders, lists, Parquet
-files and webdataset tar files, here or in an object store (s3://...), and writes --format parquet or webdataset.
+any order; tools/merge_predictions.py then joins the coco files. On a cluster, --ray [ADDRESS] reads folders, lists,
+Parquet files and webdataset tar files, here or in an object store (s3://...), and writes --format parquet or
+webdataset.
 """
 
 import argparse
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--max-frames", type=int, help="frames of each video or webcam; default all")
     parser.add_argument("--shard", metavar="I/N", help="part of the inputs, 1/8 ... 8/8, or slurm in a SLURM array")
     parser.add_argument(
-        "--ray", nargs="?", const="", metavar="ADDRESS", help="predict on a Ray cluster, or start one here"
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="predict on a Ray cluster; default one here"
     )
     parser.add_argument("--actors", type=int, default=1, help="with --ray: processes that hold the model")
     parser.add_argument("--gpus-per-actor", type=float, default=0, help="with --ray: GPUs of each process")

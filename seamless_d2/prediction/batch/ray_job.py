@@ -33,6 +33,8 @@ from .resume import get_prediction_settings
 SETTINGS_FILE = "_settings.json"
 # Images that a task downloads at a time.
 _DOWNLOADS = 8
+# Cores of such a task, which waits for downloads; other than those of actors, or Ray would run it inside of them.
+_READER_CPUS = 0.25
 _Rows = dict[str, list[Any]]
 
 
@@ -93,19 +95,19 @@ def predict_on_ray(
         raise UserError(f"--format is {format!r}; with --ray it is {' or '.join(SUFFIXES)}")
     folder = Folder(output)
     _record_settings(folder, config, options, format)
-    _plan(folder, inputs, ray_options.block_size)
+    plan_blocks(folder, inputs, ray_options.block_size)
     todo, before = _list_blocks(folder, format)
-    _start_ray(ray, ray_options)
-    context = ray.data.DataContext.get_current()
-    context.target_max_block_size = None  # a block of images stays one block of Ray's
-    context.enable_progress_bars = False
     summary = RaySummary(0, before, [])
     if todo:
+        _start_ray(ray, ray_options)
+        context = ray.data.DataContext.get_current()
+        context.target_max_block_size = None  # a block of images stays one block of Ray's
+        context.enable_progress_bars = False
         actors, gpus = min(ray_options.actors, len(todo)), ray_options.gpus_per_actor
         # Actors leave a core to the tasks that read images.
         cpus = 1 if gpus else max(1, int((ray.cluster_resources()["CPU"] - 1) / actors)) if actors > 1 else 1
         dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
-            _load_block, batch_size=1, batch_format="numpy", fn_args=(folder.uri,), num_cpus=0.5
+            _load_block, batch_size=1, batch_format="numpy", fn_args=(folder.uri,), num_cpus=_READER_CPUS
         )
         dataset = dataset.map_batches(
             _Actor,
@@ -167,7 +169,7 @@ def _record_settings(folder: Folder, config: CfgNode, options: PredictionOptions
         folder.write(SETTINGS_FILE, json.dumps(content, indent=2).encode())
 
 
-def _plan(folder: Folder, inputs: Sequence[str], block_size: int) -> None:
+def plan_blocks(folder: Folder, inputs: Sequence[str], block_size: int) -> None:
     """Record the images that no earlier run has planned, in a file of their own."""
     import pyarrow as pa
     import pyarrow.parquet as pq
