@@ -85,6 +85,7 @@ setup(
             "ipykernel>=6.0",
             "gradio>=6.0",
             "playwright>=1.40",
+            "supervision>=0.25",
             *EXPORT,
             *RAY,
             "s3fs>=2024.2",
