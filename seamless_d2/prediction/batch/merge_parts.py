@@ -14,7 +14,7 @@ from ...locks import lock_output
 from ..result import instance_results
 from .coco_folder import number_images, write_coco
 from .part_files import SUFFIXES, Prediction, decode_part
-from .ray_job import SETTINGS_FILE, iterate_blocks
+from .ray_job import FAILURES, SETTINGS_FILE, iterate_blocks
 from .remote_files import Folder
 
 
@@ -43,11 +43,11 @@ def merge_parts(uri: str, output: Path, *, partial: bool = False) -> tuple[Path,
     parts = [name for name in folder.list(SUFFIXES[format]) if name.startswith("part-")]
     planned = {block["block"] for block in iterate_blocks(folder)}
     pending = planned - {part.removesuffix(SUFFIXES[format]) for part in parts}
-    failed = [name for name in folder.list(".parquet") if name.startswith("failures-")]
+    failed = [name for name in folder.list(".parquet") if name.startswith(FAILURES)]
     if not partial and (pending or failed):
         raise UserError(
             f"{uri}: {len(pending)} of {len(planned)} parts are pending, and {len(failed)} have failures "
-            "(failures-*.parquet); start the job again, or merge what is there with --partial"
+            "(_failures-*.parquet); start the job again, or merge what is there with --partial"
         )
     if output.is_dir() and next(output.iterdir(), None) and not (output / ".lock").is_file():
         raise UserError(f"{output} holds files of others; choose a new folder (--output)")

@@ -30,7 +30,8 @@ from .pipeline import Job, run_jobs
 from .remote_files import Folder, Item, find_items, load_image
 from .resume import get_prediction_settings
 
-SETTINGS_FILE = "_settings.json"
+# Readers of a folder of Parquet files pass over files whose names begin so.
+SETTINGS_FILE, FAILURES, _PLAN = "_settings.json", "_failures-", "_plan-"
 # Images that a task downloads at a time.
 _DOWNLOADS = 8
 # Cores of such a task, which waits for downloads; other than those of actors, or Ray would run it inside of them.
@@ -174,7 +175,7 @@ def plan_blocks(folder: Folder, inputs: Sequence[str], block_size: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    plans = folder.list(".plan.parquet")
+    plans = list_plans(folder)
     known: dict[str, str] = {}
     for plan in plans:
         table = pq.read_table(io.BytesIO(folder.read(plan)), columns=["name", "uri"])
@@ -191,7 +192,7 @@ def plan_blocks(folder: Folder, inputs: Sequence[str], block_size: int) -> None:
     if new:
         columns = {f.name: [getattr(item, f.name) for item in new] for f in fields(Item)}
         table = pa.table(columns).replace_schema_metadata({"block_size": str(block_size)})
-        folder.write(f"{len(plans):04d}.plan.parquet", _to_bytes(table))
+        folder.write(f"{_PLAN}{len(plans):04d}.parquet", _to_bytes(table))
 
 
 def _to_bytes(table: Any) -> bytes:
@@ -215,16 +216,21 @@ def _list_blocks(folder: Folder, format: str) -> tuple[list[dict[str, Any]], int
     return todo, before
 
 
+def list_plans(folder: Folder) -> list[str]:
+    """Return the names of the files that say which images belong to which block."""
+    return [name for name in folder.list(".parquet") if name.startswith(_PLAN)]
+
+
 def iterate_blocks(folder: Folder) -> Iterator[dict[str, Any]]:
     """Yield all planned blocks: their name, which is that of their file, and which rows of which plan they are."""
     import pyarrow.parquet as pq
 
-    for plan in folder.list(".plan.parquet"):
+    for plan in list_plans(folder):
         metadata = pq.read_metadata(io.BytesIO(folder.read(plan)))
         size = int(metadata.metadata[b"block_size"])
         for number, start in enumerate(range(0, metadata.num_rows, size)):
             count = min(size, metadata.num_rows - start)
-            yield {"block": f"part-{plan[:4]}-{number:07d}", "plan": plan, "start": start, "count": count}
+            yield {"block": f"part-{plan[len(_PLAN) :][:4]}-{number:07d}", "plan": plan, "start": start, "count": count}
 
 
 def _load_block(batch: dict[str, Any], uri: str) -> _Rows:
@@ -284,7 +290,7 @@ class _Actor:
                 failures.append((row["name"], row["uri"], str(error)))
         if failures:
             table = pa.Table.from_pylist([dict(zip(("name", "uri", "reason"), row, strict=True)) for row in failures])
-            self.folder.write(f"failures-{block[5:]}.parquet", _to_bytes(table))
+            self.folder.write(f"{FAILURES}{block[5:]}.parquet", _to_bytes(table))
         done = [prediction for prediction in found if prediction is not None]
         self.folder.write(f"{block}{SUFFIXES[self.format]}", encode_part(done, self.format))
         return {"block": [block], "images": [len(done)], "failures": [json.dumps([f[2] for f in failures])]}
