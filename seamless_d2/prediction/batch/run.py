@@ -21,7 +21,7 @@ from ..predictor import Predictor
 from ..result import PanopticResult
 from .coco_folder import assemble_coco, find_images, read_image_ids
 from .manifest import DONE, FAILED, Entry, Manifest, describe_file, read_manifests
-from .pipeline import Job, run_jobs
+from .pipeline import Job, StageTimes, run_jobs
 from .resume import (
     frames_record,
     get_prediction_settings,
@@ -254,13 +254,15 @@ class _Run:
             )
             for s in todo
         )
-        failed = set()
-        outcomes = zip(todo, run_jobs(predictor, jobs), strict=True)
+        failed, times = set(), StageTimes()
+        outcomes = zip(todo, run_jobs(predictor, jobs, times=times), strict=True)
         for source, (_, error) in tqdm(outcomes, desc="predict", unit="image", total=len(todo), disable=not todo):
             self.manifest.finish(source.name, None if error is None else str(error))
             if error is not None:
                 failed.add(source.name)
                 summary.fail(error)
+        if times.images:
+            tqdm.write(times.describe())
         return failed
 
     def _try_video(self, predictor: Predictor, source: Source, summary: Summary) -> None:

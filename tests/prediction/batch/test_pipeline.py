@@ -1,13 +1,14 @@
 """The stages of many predictions: order, batches, failures, memory."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from seamless_d2 import Predictor
 from seamless_d2.errors import UserError
-from seamless_d2.prediction.batch.pipeline import Job, run_jobs
+from seamless_d2.prediction.batch.pipeline import Job, StageTimes, run_jobs
 
 from ...helpers.images import make_image
 
@@ -110,3 +111,16 @@ def test_failures_without_a_name_get_one(predictor) -> None:
     errors = [str(error) for _, error in run_jobs(predictor, jobs)]
     assert errors[0].startswith("huge.tif does not fit into memory")
     assert errors[1].startswith("thin.png: an image of 3000 x 1 pixels")
+
+
+def test_times_of_the_stages(predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [make_image(seed=k) for k in range(6)]
+    plain = predictor.run_network
+    monkeypatch.setattr(predictor, "run_network", lambda batch: (time.sleep(0.1), plain(batch))[1])
+    times = StageTimes()
+    jobs = [Job(str(k), lambda image=image: image, lambda result: None) for k, image in enumerate(images)]
+    assert len(list(run_jobs(predictor, jobs, times=times))) == 6
+    assert times.images == 6 and times.seconds["network"] > 0.6
+    assert min(times.seconds[stage] for stage in ("reading", "fusion", "writing")) > 0
+    text = times.describe()
+    assert text.startswith("6 images in ") and text.endswith("bound by network") and "% busy" in text
