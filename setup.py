@@ -12,6 +12,9 @@ DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 # Exported models: both engines, so that every file is verified by all that will read it.
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0"]
 
+# Reading and writing of videos. Before 17, colors are converted with another matrix than the video's.
+VIDEO = ["av>=17"]
+
 
 def read_version() -> str:
     """The version in seamless_d2/__init__.py, read without importing the package (which needs Detectron2)."""
@@ -81,6 +84,7 @@ setup(
             "ipykernel>=6.0",
             "gradio>=6.0",
             "playwright>=1.40",
+            *VIDEO,
             *EXPORT,
             *DOCS,
         ],
@@ -91,6 +95,7 @@ setup(
         "page": ["gradio>=6.0"],
         "fast": ["hotcoco>=1.3"],
         "timm": ["timm>=1.0"],
+        "video": VIDEO,
         "wandb": ["wandb>=0.16"],
     },
     zip_safe=False,

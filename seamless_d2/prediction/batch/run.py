@@ -15,15 +15,15 @@ from ...errors import UserError
 from ...io import remove_temporaries, summarize_failures, write_json
 from ...locks import lock_output
 from ...parallel import map_parallel
-from ..formats import FORMATS, check_formats, list_files, write_formats
+from ..formats import check_formats, list_files, write_formats
+from ..frames import Frames, Selection, redact
 from ..options import PredictionOptions
 from ..predictor import Predictor
-from ..result import PanopticResult
 from .coco_folder import assemble_coco, number_images, read_image_ids
 from .pipeline import Job, run_jobs
 from .resume import get_prediction_settings, is_fresh, record_run
 from .sources import Source, find_sources
-from .video import Frames, Tracker, VideoFile
+from .video_job import VideoJob, frame_name, list_videos
 
 
 @dataclass
@@ -62,7 +62,7 @@ def predict_files(
     *,
     overwrite: bool = False,
     image_ids: str | Path | None = None,
-    max_frames: int | None = None,
+    **selection: Any,
 ) -> Summary:
     """Predict everything that ``inputs`` name; outputs keep the folder structure.
 
@@ -73,7 +73,7 @@ def predict_files(
         formats: Registered formats, see ``formats.FORMATS``.
         overwrite: Whether to predict finished inputs again.
         image_ids: A COCO json whose image ids the images get; default numbers.
-        max_frames: The largest number of frames of each video or camera; default all.
+        selection: The fields of ``Selection``, which frames of videos are predicted: start, stop, stride, max_frames.
 
     Raises:
         UserError: An input does not exist, the output cannot be written, or the output folder holds predictions of
@@ -81,7 +81,7 @@ def predict_files(
     """
     settings = get_prediction_settings(predictor.cfg, predictor.options)
     with lock_output(Path(output) / ".lock", "a prediction"):
-        run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, max_frames)
+        run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, Selection(**selection))
         summary = run.predict(predictor, run.sources)
         run.assemble()
     return summary
@@ -97,7 +97,7 @@ def predict_files_on(
     *,
     overwrite: bool = False,
     image_ids: str | Path | None = None,
-    max_frames: int | None = None,
+    **selection: Any,
 ) -> Summary:
     """Do the work of ``predict_files`` in one process per device; each takes every n-th input.
 
@@ -105,13 +105,13 @@ def predict_files_on(
         devices: The devices, for instance ["cuda:0", "cuda:1"].
         config: The configuration of the model, with its MODEL.WEIGHTS.
         options: The options of each process's ``Predictor``.
-        inputs, output, formats, overwrite, image_ids, max_frames: See ``predict_files``.
+        inputs, output, formats, overwrite, image_ids, selection: See ``predict_files``.
     """
     settings = get_prediction_settings(options.apply(config), options)
     killed = "a process was killed, perhaps for want of memory; start the same command again to resume"
     summary = Summary()
     with lock_output(Path(output) / ".lock", "a prediction"):
-        run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, max_frames)
+        run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, Selection(**selection))
         shares = [(device, run.sources[k :: len(devices)]) for k, device in enumerate(devices)]
         work = partial(_predict_share, run, config, options)
         with closing(map_parallel(work, shares, len(devices), killed, start_method="spawn")) as results:
@@ -139,7 +139,8 @@ class _Run:
     formats: tuple[str, ...]
     overwrite: bool
     image_ids: dict[str, int | str] | None
-    max_frames: int | None
+    selection: Selection
+    settings: dict[str, Any]
     since: int  # see ``record_run``
 
     @classmethod
@@ -151,10 +152,8 @@ class _Run:
         formats: Iterable[str],
         overwrite: bool,
         image_ids: str | Path | None,
-        max_frames: int | None,
+        selection: Selection,
     ) -> "_Run":
-        if max_frames is not None and max_frames < 1:
-            raise UserError(f"max_frames (--max-frames) must be at least 1, not {max_frames}")
         output, formats = Path(output), check_formats(formats)
         sources = find_sources(inputs, output)
         ids = None if image_ids is None else read_image_ids(image_ids)
@@ -164,7 +163,7 @@ class _Run:
         outputs = {s.name: _list_outputs(s, output, formats) for s in sources if s.name in files}
         since = record_run(output, settings, files, overwrite, outputs)
         remove_temporaries(output)
-        return cls(sources, output, formats, overwrite, ids, max_frames, since)
+        return cls(sources, output, formats, overwrite, ids, selection, settings, since)
 
     def predict(self, predictor: Predictor, sources: list[Source]) -> Summary:
         """Predict some of the sources, and report on them."""
@@ -203,20 +202,33 @@ class _Run:
 
     def _try_video(self, predictor: Predictor, source: Source, summary: Summary) -> None:
         try:
-            videos = _list_videos(source, self.output, self.formats)
             record = self._frames_record(source)
             earlier = self._finished_frames(source)
-            finished = set(self.formats) <= set(earlier["formats"]) and is_fresh(videos.values(), self.since)
-            if source.kind == "video" and finished and not self.overwrite:
+            job = VideoJob(self.output, source.name, self.formats, self._made_of(source))
+            finished = set(self.formats) <= set(earlier["formats"]) and is_fresh(job.videos.values(), self.since)
+            if finished and not earlier["live"] and not self.overwrite:
                 summary.skipped += 1
             else:
+                if self.overwrite:
+                    job.remove_parts()
+                frames = Frames(source.path, self.selection)
                 record.unlink(missing_ok=True)  # until the last frame is there
-                count = self._predict_video(predictor, source, videos)
+                count, lost = job.run(predictor, frames)
                 formats = sorted({*earlier["formats"], *self.formats})
-                write_json(record, {"frames": count, "max_frames": self.max_frames, "formats": formats})
-            summary.written += videos.values()
+                content = {"frames": count, "selection": asdict(self.selection), "formats": formats}
+                write_json(record, {**content, "live": frames.is_live})
+                if lost is not None:
+                    summary.fail(lost)
+            job.remove_parts()
+            summary.written += job.videos.values()
         except UserError as error:
             summary.fail(error)
+
+    def _made_of(self, source: Source) -> dict[str, Any]:
+        """Return all that the frames of a video depend on."""
+        state = source.path.stat() if isinstance(source.path, Path) and source.path.exists() else None
+        file = [redact(source.path)] if state is None else [state.st_size, state.st_mtime_ns]
+        return {"settings": self.settings, "source": file, "selection": asdict(self.selection)}
 
     def _frames_record(self, source: Source) -> Path:
         return self.output / f"{source.name}.frames.json"
@@ -226,56 +238,16 @@ class _Run:
         record = self._frames_record(source)
         path = source.path if isinstance(source.path, Path) else None
         done = json.loads(record.read_text(encoding="utf-8")) if is_fresh([record], self.since, path) else {}
-        if "formats" not in done or done.get("max_frames") != self.max_frames:
-            return {"frames": 0, "formats": []}
+        if "formats" not in done or done.get("selection") != asdict(self.selection):
+            return {"frames": 0, "formats": [], "live": False}
         return done
-
-    def _predict_video(self, predictor: Predictor, source: Source, videos: dict[str, Path]) -> int:
-        """Predict a video frame by frame; return the number of frames."""
-        frames = Frames(source.path, self.max_frames)
-        tracker = Tracker()
-        files = {f: VideoFile(path, frames.fps) for f, path in videos.items()}
-        per_frame = [f for f in self.formats if f not in videos]
-
-        def save(result: PanopticResult, number: int) -> None:
-            result = tracker.update(result)
-            for format, file in files.items():
-                file.write(result.overlay(labels=format == "labelled"))
-            if per_frame:
-                write_formats(result, self.output, _frame_name(source, number), per_frame)
-
-        jobs = (
-            Job(f"{frames.name}, frame {number}", partial(lambda f: f, frame), partial(save, number=number))
-            for number, frame in enumerate(frames, 1)
-        )
-        try:
-            try:
-                for _, error in tqdm(
-                    run_jobs(predictor, jobs, readers=1, writers=1),
-                    desc=source.name,
-                    unit="frame",
-                    total=frames.total,
-                ):
-                    if error is not None:
-                        raise error
-            except KeyboardInterrupt:
-                if source.kind != "camera":
-                    raise
-                # The one way to end a camera: the frames so far are kept.
-            frames.check_complete()
-            for file in files.values():
-                file.finish()
-        finally:
-            for file in files.values():
-                file.discard()
-        return frames.read
 
     def _names(self) -> Iterator[str]:
         """Yield the names of all finished images and frames."""
         for source in self.sources:
             if source.kind != "image":
                 frames = self._finished_frames(source)["frames"]
-                yield from (_frame_name(source, number) for number in range(1, frames + 1))
+                yield from (frame_name(source.name, number) for number in range(1, frames + 1))
             elif self._finished(source, ("coco",)):
                 yield source.name
 
@@ -285,16 +257,8 @@ class _Run:
             assemble_coco(self.output, self._names(), self.image_ids)
 
 
-def _list_videos(source: Source, output: Path, formats: Iterable[str]) -> dict[str, Path]:
-    return {f: output / f"{source.name}_{f}.mp4" for f in formats if FORMATS[f].is_image}
-
-
 def _list_outputs(source: Source, output: Path, formats: Iterable[str]) -> list[Path]:
     """Return the files that are made of a source, except those of single frames."""
     if source.kind != "image":
-        return list(_list_videos(source, output, formats).values())
+        return list(list_videos(output, source.name, formats).values())
     return [path for paths in list_files(output, source.name, formats).values() for path in paths]
-
-
-def _frame_name(source: Source, number: int) -> str:
-    return f"{source.name}/{number:06d}"
