@@ -1,7 +1,10 @@
 """Videos for tests, and a server that plays them."""
 
 import mimetypes
+import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,13 +31,14 @@ def write_clip(
 
 
 @contextmanager
-def serve_folder(folder: Path, cut_after: float = 1.0, repeat: bool = False) -> Iterator[str]:
+def serve_folder(folder: Path, cut_after: float = 1.0, repeat: bool = False, reset: bool = False) -> Iterator[str]:
     """Serve the files of a folder over HTTP on this machine; yields the address.
 
     Args:
         folder: The folder.
         cut_after: The share of a file after which the connection ends.
         repeat: Whether a file comes again and again without end, as from a camera.
+        reset: Whether a file comes as from a camera to which the connection is lost after it.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -46,13 +50,17 @@ def serve_folder(folder: Path, cut_after: float = 1.0, repeat: bool = False) -> 
             content = path.read_bytes()
             self.send_response(200)
             self.send_header("Content-Type", mimetypes.guess_type(path.name)[0] or "application/octet-stream")
-            if not repeat:
+            if not (repeat or reset):
                 self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             with suppress(ConnectionError):
                 self.wfile.write(content[: round(len(content) * cut_after)])
                 while repeat:
                     self.wfile.write(content)
+            if reset:
+                time.sleep(0.3)  # what is on its way would be lost too
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
 
         def log_message(self, *args: object) -> None:
             pass

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ...errors import UserError
-from ...io import remove_temporaries, summarize_failures, write_json
+from ...io import read_json, remove_temporaries, summarize_failures, write_json
 from ...locks import lock_output
 from ...parallel import map_parallel
 from ..formats import check_formats, list_files, write_formats
@@ -22,7 +22,7 @@ from ..predictor import Predictor
 from .coco_folder import assemble_coco, number_images, read_image_ids
 from .pipeline import Job, run_jobs
 from .resume import get_prediction_settings, is_fresh, record_run
-from .sources import Source, find_sources
+from .sources import Source, check_output, find_sources
 from .video_job import VideoJob, frame_name, list_videos
 
 
@@ -80,7 +80,7 @@ def predict_files(
             another model, of other settings or of other inputs of the same names.
     """
     settings = get_prediction_settings(predictor.cfg, predictor.options)
-    with lock_output(Path(output) / ".lock", "a prediction"):
+    with lock_output(check_output(output) / ".lock", "a prediction"):
         run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, Selection(**selection))
         summary = run.predict(predictor, run.sources)
         run.assemble()
@@ -110,7 +110,7 @@ def predict_files_on(
     settings = get_prediction_settings(options.apply(config), options)
     killed = "a process was killed, perhaps for want of memory; start the same command again to resume"
     summary = Summary()
-    with lock_output(Path(output) / ".lock", "a prediction"):
+    with lock_output(check_output(output) / ".lock", "a prediction"):
         run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, Selection(**selection))
         shares = [(device, run.sources[k :: len(devices)]) for k, device in enumerate(devices)]
         work = partial(_predict_share, run, config, options)
@@ -211,12 +211,14 @@ class _Run:
             else:
                 if self.overwrite:
                     job.remove_parts()
+                elif isinstance(source.path, str):
+                    self._check_url(source)
                 frames = Frames(source.path, self.selection)
                 record.unlink(missing_ok=True)  # until the last frame is there
                 count, lost = job.run(predictor, frames)
                 formats = sorted({*earlier["formats"], *self.formats})
                 content = {"frames": count, "selection": asdict(self.selection), "formats": formats}
-                write_json(record, {**content, "live": frames.is_live})
+                write_json(record, {**content, "live": frames.is_live, "source": redact(source.path)})
                 if lost is not None:
                     summary.fail(lost)
             job.remove_parts()
@@ -238,9 +240,20 @@ class _Run:
         record = self._frames_record(source)
         path = source.path if isinstance(source.path, Path) else None
         done = json.loads(record.read_text(encoding="utf-8")) if is_fresh([record], self.since, path) else {}
-        if "formats" not in done or done.get("selection") != asdict(self.selection):
+        other_url = path is None and done.get("source") != redact(source.path)
+        if other_url or "formats" not in done or done.get("selection") != asdict(self.selection):
             return {"frames": 0, "formats": [], "live": False}
         return done
+
+    def _check_url(self, source: Source) -> None:
+        """Raise ``UserError`` if the results under the name of a URL are those of another one."""
+        record = self._frames_record(source)
+        before = read_json(record, "record").get("source") if record.is_file() else None
+        if before not in (None, redact(source.path)):
+            raise UserError(
+                f"{self.output} holds predictions of another address called {source.name} ({before}, now "
+                f"{redact(source.path)}); choose another folder, or do them again with --overwrite"
+            )
 
     def _names(self) -> Iterator[str]:
         """Yield the names of all finished images and frames."""

@@ -20,7 +20,7 @@ from seamless_d2.prediction.batch.video_job import VideoJob
 from seamless_d2.prediction.frames import Frames, Selection
 
 from ...helpers.processes import run_forked
-from ...helpers.videos import interrupt_at, write_clip
+from ...helpers.videos import interrupt_at, serve_folder, write_clip
 
 FORMATS = ("overlay", "ids")
 
@@ -189,3 +189,55 @@ def test_an_interrupted_video_goes_on_and_overwrite_begins_again(
                 assert overwrite
         assert len(seen) == expected
     assert len(list(Frames(tmp_path / "out" / "clip_overlay.mp4"))) == 20
+
+
+def test_a_stream_without_end_is_kept_as_far_as_it_came(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_job, "PART_SECONDS", 0.5)
+    write_clip(tmp_path / "clip.ts", 10)
+    output = tmp_path / "out"
+    with serve_folder(tmp_path, repeat=True) as address:
+        with interrupt_at(predictor, 8):  # in the second part
+            summary = predict_files(predictor, [f"{address}/clip.ts"], output, ["overlay", "ids"])
+        assert not summary.failures and [p.name for p in summary.written] == ["127.0.0.1_clip.ts_overlay.mp4"]
+        count = len(list(Frames(summary.written[0])))
+        assert 5 <= count <= 7 and len(list((output / "127.0.0.1_clip.ts").glob("*_ids.png"))) == count
+        # It has other frames each time.
+        with interrupt_at(predictor, 8) as seen:
+            assert predict_files(predictor, [f"{address}/clip.ts"], output, ["overlay", "ids"]).skipped == 0
+        assert len(seen) == 8
+        with interrupt_at(predictor, 1), pytest.raises(KeyboardInterrupt):  # nothing to keep
+            predict_files(predictor, [f"{address}/clip.ts"], output, ["overlay", "ids"])
+    with serve_folder(tmp_path, reset=True) as address:
+        summary = predict_files(predictor, [f"{address}/clip.ts"], tmp_path / "lost")
+    (failure,) = summary.failures
+    assert "the connection to video http://127.0.0.1" in failure and "was lost (Connection reset by peer)" in failure
+    assert 5 <= len(list(Frames(tmp_path / "lost" / "127.0.0.1_clip.ts_labelled.mp4"))) <= 10
+
+
+def test_videos_from_the_network(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for path in (tmp_path / "clip.mkv", tmp_path / "other" / "clip.mkv"):
+        write_clip(path)
+    output = tmp_path / "out"
+    with serve_folder(tmp_path) as address:
+        assert len(predict_files(predictor, [f"{address}/clip.mkv"], output).written) == 1
+        assert len(list(Frames(output / "127.0.0.1_clip_labelled.mp4"))) == 5
+        assert predict_files(predictor, [f"{address}/clip.mkv"], output).skipped == 1
+        (failure,) = predict_files(predictor, [f"{address}/other/clip.mkv"], output).failures
+        assert "holds predictions of another address called 127.0.0.1_clip (http" in failure
+        assert not predict_files(predictor, [f"{address}/other/clip.mkv"], output, overwrite=True).failures
+    write_clip(tmp_path / "clip.mkv", 40)
+    with serve_folder(tmp_path, cut_after=0.6) as address:
+        (failure,) = predict_files(predictor, [f"{address}/clip.mkv"], tmp_path / "cut").failures
+        assert "was lost" in failure and not list((tmp_path / "cut").glob("*.mp4"))
+
+
+def test_outputs_are_folders(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "clip.mp4")
+    for output in ("s3://bucket/out", Path("s3://bucket/out")):
+        with pytest.raises(UserError, match="the output s3:/.*bucket/out is no folder of this computer; give one"):
+            predict_files(predictor, ["clip.mp4"], output)
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
