@@ -30,6 +30,18 @@ def write_clip(
         container.mux(stream.encode(None))
 
 
+def write_drive(path: Path, frames: int = 24) -> None:
+    """Noise that moves to the right, 10 frames a second."""
+    noise = np.random.RandomState(0).randint(0, 256, (64, 96, 3)).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "5", "g": "7"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for k in range(frames):
+            image = np.ascontiguousarray(np.roll(noise, 2 * k, axis=1)[:64, :96])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode(None))
+
+
 @contextmanager
 def serve_folder(folder: Path, cut_after: float = 1.0, repeat: bool = False, reset: bool = False) -> Iterator[str]:
     """Serve the files of a folder over HTTP on this machine; yields the address.

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 
 from seamless_d2 import Predictor
@@ -20,21 +19,9 @@ from seamless_d2.prediction.batch.video_job import VideoJob
 from seamless_d2.prediction.frames import Frames, Selection
 
 from ...helpers.processes import run_forked
-from ...helpers.videos import interrupt_at, serve_folder, write_clip
+from ...helpers.videos import interrupt_at, serve_folder, write_clip, write_drive
 
 FORMATS = ("overlay", "ids")
-
-
-def write_drive(path: Path, frames: int = 24) -> None:
-    """Noise that moves to the right, 10 frames a second."""
-    noise = np.random.RandomState(0).randint(0, 256, (64, 96, 3)).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10, options={"crf": "5", "g": "7"})
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for k in range(frames):
-            image = np.ascontiguousarray(np.roll(noise, 2 * k, axis=1)[:64, :96])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
-        container.mux(stream.encode(None))
 
 
 def make_job(output: Path, part_seconds: float = 0.5, **made_of: object) -> VideoJob:
