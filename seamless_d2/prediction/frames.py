@@ -183,10 +183,10 @@ class _Container:
         except (self._av.error.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{self._name} cannot be opened ({reason}); {remedy}") from None
-        if not self._container.streams.video:
+        self._stream = self._container.streams.best("video")  # not a cover
+        if self._stream is None:
             self._container.close()
             raise UserError(f"{self._name} cannot be opened (it has no video stream); {remedy}")
-        self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         # Files may count time from any number on.
         self._origin = float((self._stream.start_time or 0) * self._stream.time_base)
@@ -209,13 +209,19 @@ class _Container:
         yield from self._decode()
 
     def _decode(self) -> Iterator[tuple[float, Any]]:
-        seconds, self.error = -1 / float(self.fps), None
+        step, origin, self.error = 1 / float(self.fps), self._origin, None
+        seconds: float | None = None
         try:
             for packet in self._container.demux(self._stream):
                 with suppress(self._av.error.InvalidDataError):  # a damaged frame: as players do, go on with the next
                     for frame in packet.decode():
-                        known = frame.pts is not None
-                        seconds = frame.time - self._origin if known else seconds + 1 / float(self.fps)
+                        following = 0.0 if seconds is None else seconds + step
+                        if frame.pts is None:
+                            seconds = following
+                        elif seconds is None or frame.time - origin > seconds:
+                            seconds = frame.time - origin
+                        else:  # recordings that were put together, or a camera that has started again
+                            seconds, origin = following, frame.time - following
                         yield seconds, frame
         except (self._av.error.FFmpegError, OSError) as error:
             self.error = getattr(error, "strerror", None) or str(error)
@@ -308,7 +314,7 @@ class Frames:
             begun = begun or (seconds >= chosen.start if self._after is None else seconds > self._after)
             if begun:
                 yield seconds, frame
-            length = float(getattr(frame, "duration", 0) * getattr(frame, "time_base", 0))
+            length = float((getattr(frame, "duration", 0) or 0) * (getattr(frame, "time_base", 0) or 0))
         self._end = seconds + max(length, 1 / float(self._reader.fps))
 
     def check_complete(self) -> None:
@@ -318,12 +324,14 @@ class Frames:
         """
         missing = self._end is not None and self.duration is not None
         missing = missing and self._end < self.duration - _MISSING_FRAMES / float(self._reader.fps)
-        if isinstance(self._source, str) and (missing or self._reader.error):
+        # If all is there, it does not matter what comes behind.
+        missing = missing or (self.duration is None and self._reader.error is not None)
+        if missing and isinstance(self._source, str):
             reason = f" ({self._reader.error})" if self._reader.error else ""
             raise UserError(
                 f"the connection to {self.name} was lost{reason} after {self.read} frames; check it and start again"
             )
-        if missing or self._reader.error:
+        if missing:
             ends = f"ends at {max(self._end, 0):.1f} s" + (f" of {self.duration:.1f} s" if self.duration else "")
             raise UserError(f"{self.name} is damaged: it {ends}; get it again")
         if self.read == 0:

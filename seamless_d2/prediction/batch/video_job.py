@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count, groupby
 from pathlib import Path
@@ -43,9 +43,9 @@ def frame_name(name: str, number: int) -> str:
 
 @dataclass
 class _State:
-    """What a part hands on to the next one."""
+    """What a finished part hands on to the next one."""
 
-    frames: int = 0  # those that are finished
+    frames: int = 0  # their number so far
     seconds: float = 0.0  # the time of the last one
     sizes: dict[str, Sequence[int]] = field(default_factory=dict)  # of the video of each format
 
@@ -142,7 +142,7 @@ class VideoJob:
         bar: tqdm,
     ) -> None:
         """Predict and record one part. Ctrl-C ends the part of a source without end, and is raised again after it."""
-        before, interruption = state.frames, None
+        reached, interruption = replace(state), None
         with ExitStack() as stack:
             encoders = {
                 format: stack.enter_context(write_video(path, frames.fps, state.sizes.get(format)))
@@ -155,11 +155,11 @@ class VideoJob:
                     encoder.write(result.overlay(labels=format == "labelled"))
                 if self._per_frame:
                     write_formats(result, self._output, frame_name(self._name, frame), self._per_frame)
-                state.frames, state.seconds = frame, seconds
+                reached.frames, reached.seconds = frame, seconds
 
             jobs = (
                 Job(f"{frames.name}, frame {k}", partial(lambda i: i, image), partial(save, frame=k, seconds=seconds))
-                for k, (seconds, image) in enumerate(part, before + 1)
+                for k, (seconds, image) in enumerate(part, state.frames + 1)
             )
             try:
                 with closing(run_jobs(predictor, jobs, readers=1, writers=1)) as outcomes:
@@ -168,14 +168,15 @@ class VideoJob:
                             raise error
                         bar.update()
             except KeyboardInterrupt as error:
-                if not frames.is_live or state.frames == before:
+                if not frames.is_live or reached.frames == state.frames:
                     raise
                 interruption = error
             if not frames.is_live:
                 frames.check_complete()
-        state.sizes = {format: encoder.size for format, encoder in encoders.items()}
+        reached.sizes = {format: encoder.size for format, encoder in encoders.items()}
         with atomic_write(self._record(number)) as file:
-            np.savez_compressed(file, state=np.array(json.dumps(asdict(state))), **tracker.to_arrays())
+            np.savez_compressed(file, state=np.array(json.dumps(asdict(reached))), **tracker.to_arrays())
+        state.frames, state.seconds, state.sizes = reached.frames, reached.seconds, reached.sizes
         if interruption is not None:
             raise interruption
 
