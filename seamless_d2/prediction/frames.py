@@ -183,10 +183,10 @@ class _Container:
         except (self._av.error.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{self._name} cannot be opened ({reason}); {remedy}") from None
-        self._stream = self._container.streams.best("video")  # not a cover
-        if self._stream is None:
+        if not self._container.streams.video:
             self._container.close()
             raise UserError(f"{self._name} cannot be opened (it has no video stream); {remedy}")
+        self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         # Files may count time from any number on.
         self._origin = float((self._stream.start_time or 0) * self._stream.time_base)

@@ -199,17 +199,3 @@ def test_time_goes_on_where_recordings_were_put_together(tmp_path: Path) -> None
     rest = Frames(tmp_path / "twice.ts")
     rest.resume(13, times[12])
     assert [seconds for seconds, _ in rest.timed()] == times[13:]
-
-
-def test_a_cover_is_no_video(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
-        cover, stream = container.add_stream("mjpeg", rate=1), container.add_stream("mpeg4", rate=10)
-        cover.width = cover.height = 16
-        cover.pix_fmt, cover.disposition = "yuvj420p", av.stream.Disposition.attached_pic
-        stream.width, stream.height = 70, 50
-        for one, count in ((cover, 1), (stream, 5)):
-            for _ in range(count):
-                image = np.zeros((one.height, one.width, 3), np.uint8)
-                container.mux(one.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
-            container.mux(one.encode(None))
-    assert [frame.shape for frame in Frames(tmp_path / "clip.mp4")] == [(50, 70, 3)] * 5
