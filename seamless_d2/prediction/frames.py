@@ -21,7 +21,7 @@ from ..limits import check_pixels
 URL_SCHEMES = ("http", "https", "rtsp", "rtsps")
 _DEFAULT_FPS = Fraction(25)
 # Seconds without any data after which a connection counts as lost.
-_TIMEOUT = 30.0
+_TIMEOUT = 10.0
 # Containers count a frame or two too many at times; that is no damage.
 _MISSING_FRAMES = 2.5
 
@@ -181,8 +181,7 @@ class _Container:
         try:
             self._container = self._av.open(url, options=options, timeout=timeout)
         except (self._av.error.FFmpegError, OSError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{self._name} cannot be opened ({reason}); {remedy}") from None
+            raise UserError(f"{self._name} cannot be opened ({self._explain(error)}); {remedy}") from None
         if not self._container.streams.video:
             self._container.close()
             raise UserError(f"{self._name} cannot be opened (it has no video stream); {remedy}")
@@ -224,7 +223,12 @@ class _Container:
                             seconds, origin = following, frame.time - following
                         yield seconds, frame
         except (self._av.error.FFmpegError, OSError) as error:
-            self.error = getattr(error, "strerror", None) or str(error)
+            self.error = self._explain(error)
+
+    def _explain(self, error: Exception) -> str:
+        if isinstance(error, self._av.error.ExitError):
+            return f"nothing came for {_TIMEOUT:g} s"
+        return getattr(error, "strerror", None) or str(error)
 
     def convert(self, frame: Any) -> np.ndarray:
         image = frame.to_ndarray(format="rgb24")

@@ -43,15 +43,16 @@ def write_drive(path: Path, frames: int = 24) -> None:
 
 
 @contextmanager
-def serve_folder(folder: Path, cut_after: float = 1.0, repeat: bool = False, reset: bool = False) -> Iterator[str]:
+def serve_folder(folder: Path, share: float = 1.0, then: str = "end") -> Iterator[str]:
     """Serve the files of a folder over HTTP on this machine; yields the address.
 
     Args:
         folder: The folder.
-        cut_after: The share of a file after which the connection ends.
-        repeat: Whether a file comes again and again without end, as from a camera.
-        reset: Whether a file comes as from a camera to which the connection is lost after it.
+        share: The share of a file that is sent.
+        then: What follows: the "end" of the connection; or, as with a camera, the same again and again ("repeat"), the
+            loss of the connection ("reset"), or nothing more ("stall").
     """
+    closed = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -62,14 +63,16 @@ def serve_folder(folder: Path, cut_after: float = 1.0, repeat: bool = False, res
             content = path.read_bytes()
             self.send_response(200)
             self.send_header("Content-Type", mimetypes.guess_type(path.name)[0] or "application/octet-stream")
-            if not (repeat or reset):
+            if then == "end":
                 self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             with suppress(ConnectionError):
-                self.wfile.write(content[: round(len(content) * cut_after)])
-                while repeat:
+                self.wfile.write(content[: round(len(content) * share)])
+                while then == "repeat":
                     self.wfile.write(content)
-            if reset:
+            if then == "stall":
+                closed.wait()
+            if then == "reset":
                 time.sleep(0.3)  # what is on its way would be lost too
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
@@ -84,6 +87,7 @@ def serve_folder(folder: Path, cut_after: float = 1.0, repeat: bool = False, res
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
+        closed.set()
         server.shutdown()
         server.server_close()
         thread.join()

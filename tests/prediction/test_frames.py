@@ -51,9 +51,9 @@ def test_selected_frames(tmp_path: Path, selection: Selection, expected: list[in
     frames.check_complete()
     # What was read in two goes is the same.
     seconds = [t for t, _ in Frames(tmp_path / "clip.mp4", selection).timed()]
-    for read, after in enumerate(seconds, 1):
+    for read in {1, (len(expected) + 1) // 2, len(expected)}:
         second = Frames(tmp_path / "clip.mp4", selection)
-        second.resume(read, after)
+        second.resume(read, seconds[read - 1])
         assert numbers(second) == expected[read:] and second.read == len(expected)
         second.check_complete()
 
@@ -157,18 +157,25 @@ def test_urls(tmp_path: Path) -> None:
         Frames(f"{address}/clip.mkv")
 
 
-def test_lost_connections(tmp_path: Path) -> None:
+def test_lost_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_clip(tmp_path / "clip.mkv", 40, codec="mpeg4")
-    with serve_folder(tmp_path, cut_after=0.6) as address:
+    with serve_folder(tmp_path, share=0.6) as address:
         frames = Frames(f"{address}/clip.mkv")
         assert 5 < len(list(frames)) < 35
         with pytest.raises(UserError, match=r"connection to video http.*mkv was lost.* after \d+ frames; check it"):
             frames.check_complete()
 
+    monkeypatch.setattr("seamless_d2.prediction.frames._TIMEOUT", 0.5)
+    with serve_folder(tmp_path, share=0.6, then="stall") as address:
+        frames = Frames(f"{address}/clip.mkv")
+        assert len(list(frames)) > 5
+        with pytest.raises(UserError, match=r"was lost \(nothing came for 0\.5 s\) after"):
+            frames.check_complete()
+
 
 def test_a_stream_without_end(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.ts", 10, codec="mpeg4")
-    with serve_folder(tmp_path, repeat=True) as address:
+    with serve_folder(tmp_path, then="repeat") as address:
         for selection in (Selection(max_frames=10), Selection(start=0.3, max_frames=5)):
             stream = Frames(f"{address}/clip.ts", selection)
             assert stream.is_live and stream.total == selection.max_frames

@@ -184,7 +184,7 @@ def test_a_stream_without_end_is_kept_as_far_as_it_came(
     monkeypatch.setattr(video_job, "PART_SECONDS", 0.5)
     write_clip(tmp_path / "clip.ts", 10)
     output = tmp_path / "out"
-    with serve_folder(tmp_path, repeat=True) as address:
+    with serve_folder(tmp_path, then="repeat") as address:
         with interrupt_at(predictor, 8):  # in the second part
             summary = predict_files(predictor, [f"{address}/clip.ts"], output, ["overlay", "ids"])
         assert not summary.failures and [p.name for p in summary.written] == ["127.0.0.1_clip.ts_overlay.mp4"]
@@ -196,7 +196,7 @@ def test_a_stream_without_end_is_kept_as_far_as_it_came(
         assert len(seen) == 8
         with interrupt_at(predictor, 1), pytest.raises(KeyboardInterrupt):  # nothing to keep
             predict_files(predictor, [f"{address}/clip.ts"], output, ["overlay", "ids"])
-    with serve_folder(tmp_path, reset=True) as address:
+    with serve_folder(tmp_path, then="reset") as address:
         summary = predict_files(predictor, [f"{address}/clip.ts"], tmp_path / "lost")
     (failure,) = summary.failures
     assert "the connection to video http://127.0.0.1" in failure and "was lost (Connection reset by peer)" in failure
@@ -216,7 +216,7 @@ def test_videos_from_the_network(predictor: Predictor, tmp_path: Path) -> None:
         assert "holds predictions of another address called 127.0.0.1_clip (http" in failure
         assert not predict_files(predictor, [f"{address}/other/clip.mkv"], output, overwrite=True).failures
     write_clip(tmp_path / "clip.mkv", 40)
-    with serve_folder(tmp_path, cut_after=0.6) as address:
+    with serve_folder(tmp_path, share=0.6) as address:
         (failure,) = predict_files(predictor, [f"{address}/clip.mkv"], tmp_path / "cut").failures
         assert "was lost" in failure and not list((tmp_path / "cut").glob("*.mp4"))
 
