@@ -9,6 +9,9 @@ ROOT = Path(__file__).resolve().parent
 # What `make docs` builds with.
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
+# Prediction on clusters.
+RAY = ["ray[data]>=2.40", "pyarrow>=14.0", "fsspec>=2024.2"]
+
 # Exported models: both engines, so that every file is verified by all that will read it.
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0"]
 
@@ -50,7 +53,7 @@ setup(
         "torchvision>=0.19",
         "numpy>=1.26",
         "opencv-python>=4.8",
-        "pillow>=10.0",
+        "pillow>=10.1",
         "pycocotools>=2.0.7",
         "fvcore>=0.1.5",
         "iopath>=0.1.9",
@@ -70,6 +73,7 @@ setup(
     extras_require={
         # cityscapesscripts only to compare with: the preparation of Cityscapes needs no package of its own
         # gradio, playwright: the demo page is tested in a browser where one is installed
+        # ray, s3fs, moto: jobs on a cluster are tested against an object store on this machine
         # timm: Detectron2's plain ViT and Swin import it
         "dev": [
             "pytest>=7.4",
@@ -86,6 +90,9 @@ setup(
             "playwright>=1.40",
             *VIDEO,
             *EXPORT,
+            *RAY,
+            "s3fs>=2024.2",
+            "moto[server]>=5.0",
             *DOCS,
         ],
         "docs": DOCS,
@@ -94,6 +101,10 @@ setup(
         "openvino": ["openvino>=2025.0"],
         "page": ["gradio>=6.0"],
         "fast": ["hotcoco>=1.3"],
+        "ray": RAY,
+        "s3": ["s3fs>=2024.2"],
+        "gs": ["gcsfs>=2024.2"],
+        "azure": ["adlfs>=2024.2"],
         "timm": ["timm>=1.0"],
         "video": VIDEO,
         "wandb": ["wandb>=0.16"],

@@ -48,6 +48,8 @@ else:
         from .data import register_panoptic
         from .prediction import PanopticResult, Predictor
         from .seamseg import register_seamseg  # registers the formats of the original too
+    # Detectron2's anchors make PyTorch print this once in every program.
+    warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
 
 __all__ = [
     "PanopticResult",

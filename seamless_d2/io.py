@@ -23,10 +23,9 @@ _EXIF_ORIENTATION = 0x0112
 
 # What damaged and unusual files make Pillow raise.
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
-#: The number of failures that ``summarize_failures`` lists.
-MAX_LISTED = 10
+MAX_LISTED = 10  #: The number of failures that ``summarize_failures`` lists.
 
-# Pillow warns of images from 89 megapixels on; those that are too large are refused here.
+# Pillow warns from 89 megapixels on; too large images are refused here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -95,7 +94,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
             turned = ImageOps.exif_transpose(image)
             if size is not None and turned.size != size[::-1] and image.size == size[::-1]:
                 turned = image
-        array = _to_rgb(turned)
+        array = to_rgb(turned)
     if size is not None and array.shape[:2] != tuple(size):
         raise UserError(
             f"image {path} is {array.shape[1]} x {array.shape[0]} pixels but its annotation says "
@@ -131,7 +130,7 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
     """Convert an image of any mode to (H, W, 3) uint8 RGB."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         array = np.nan_to_num(np.asarray(image, dtype=np.float64))
@@ -269,8 +268,7 @@ def write_json(path: str | Path, content: Any, indent: int | None = None) -> Non
         json.dump(content, file, indent=indent)
 
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER_SIZE = 29
+_SIGNATURE, _HEADER_SIZE = b"\x89PNG\r\n\x1a\n", 29
 # Bit depth 8, color type 2 (RGB), the only compression and filter methods, not interlaced.
 _PLAIN_RGB = bytes((8, 2, 0, 0, 0))
 
@@ -350,7 +348,7 @@ def read_instance_png(path: Path) -> np.ndarray:
     return array
 
 
-_MAX_JPEG_SIDE = 65500
+_MAX_JPEG_SIDE = 65500  # pixels
 
 
 def save_image(image: np.ndarray, path: Path) -> None:
@@ -370,15 +368,20 @@ def save_image(image: np.ndarray, path: Path) -> None:
         file.write(buffer.getbuffer())
 
 
-def save_png(array: np.ndarray, path: Path) -> None:
-    """Write an (H, W) uint8 or uint16 map or an (H, W, 3) uint8 RGB image as PNG, atomically."""
+def encode_png(array: np.ndarray) -> bytes:
+    """Return an (H, W) uint8 or uint16 map or an (H, W, 3) uint8 RGB image as PNG."""
     # Maps are nearly constant, so that the lowest level of compression suffices; it is several times faster.
     array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
     done, data = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise ValueError(f"OpenCV cannot encode an array of {array.shape} {array.dtype}")
+    return data.tobytes()
+
+
+def save_png(array: np.ndarray, path: Path) -> None:
+    """Write what ``encode_png`` returns, atomically."""
     with atomic_write(path) as file:
-        file.write(data)
+        file.write(encode_png(array))
 
 
 def summarize_failures(failures: Sequence[str], file: str | Path | None = None) -> str:

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -27,7 +28,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def lock_output(path: Path, what: str) -> Iterator[None]:
+def lock_output(path: Path, what: str, *, shared: bool = False, patience: float = 0) -> Iterator[bool]:
     """Hold the lock of an output for the duration of the block.
 
     The operating system releases the lock when the process ends, whatever ends it, also on file systems that machines
@@ -36,14 +37,22 @@ def lock_output(path: Path, what: str) -> Iterator[None]:
     Args:
         path: The lock file, for instance OUTPUT/.lock; its folder is created if needed.
         what: The work that holds the lock, for the message to others: "a training".
+        shared: Whether other processes may hold the lock too, if they share it.
+        patience: The seconds for which to wait for the lock.
+
+    Yields:
+        Whether the lock is held; it is not on a file system that knows no locks, which is logged.
 
     Raises:
         UserError: Another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    flags = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
+    is_held = False
     with open(path, "a+", encoding="utf-8") as file:
         try:
-            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+            _lock(file, flags | portalocker.LockFlags.NON_BLOCKING, time.monotonic() + patience)
+            is_held = True
         except portalocker.AlreadyLocked:
             file.seek(0)
             holder = file.read(500).strip() or "another process"
@@ -60,8 +69,19 @@ def lock_output(path: Path, what: str) -> Iterator[None]:
         file.flush()
         _held.add(file)
         try:
-            yield
+            yield is_held
         finally:
             _held.remove(file)
             with suppress(portalocker.LockException):
                 portalocker.unlock(file)  # a process that is just being forked has the file open too
+
+
+def _lock(file: IO[str], flags: portalocker.LockFlags, deadline: float) -> None:
+    """Take a lock, trying again until a time of ``time.monotonic``."""
+    while True:
+        try:
+            return portalocker.lock(file, flags)
+        except portalocker.AlreadyLocked:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.02)

@@ -85,9 +85,11 @@ def _draw_labels(
     # The position of a label need not be exact, so that a coarse map suffices and is much faster.
     step = max(1, round((panoptic_seg.size / 5e5) ** 0.5))
     coarse = np.ascontiguousarray(panoptic_seg[::step, ::step])
-    boxes = label_boxes(coarse, max([s["id"] for s in segments], default=0) + 1).astype(int)
+    num_ids = max([s["id"] for s in segments], default=0) + 1
+    boxes = label_boxes(coarse, num_ids).astype(int)
+    areas = np.bincount(coarse.ravel(), minlength=num_ids)
     # Large segments come first.
-    for segment in sorted(segments, key=lambda s: -s["area"]):
+    for segment in sorted(segments, key=lambda s: -areas[s["id"]]):
         name = classes.names[classes.to_label(segment)]
         text = f"{name} {segment['score']:.0%}" if "score" in segment else name
         x0, y0, x1, y1 = boxes[segment["id"]]

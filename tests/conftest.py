@@ -1,6 +1,7 @@
 """Fixtures of all tests, and the table of measured differences that the parity tests leave behind."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ _DIFFERENCES = pytest.StashKey[Differences]()
 def one_thread() -> None:
     # The threads of small operations wait for each other: on a busy machine two are several times slower than one.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Derived files of the data sets of tests do not go to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FVCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@
     python tools/evaluate_predictions.py predictions.json ground_truth.json --json result.json
     python tools/evaluate_predictions.py predictions.json ground_truth.json --output report --images images
 
-The folders of the PNGs default to the paths of the jsons without ".json". The numbers are those of panopticapi. With
---output, metrics.json, per_class.csv and report.html are written too; with --images, the report shows the images. If
-the predicted segments_info have a "score", the report has a curve of score thresholds.
+The folders of the PNGs default to the paths of the jsons without ".json". The numbers are those of panopticapi, and the
+IoU of each class's pixels. With --output, metrics.json, per_class.csv and report.html are written too; with --images,
+the report shows the images. If the predicted segments_info have a "score", the report has a curve of score thresholds.
 """
 
 import argparse
@@ -39,14 +39,14 @@ def main() -> None:
     if args.json:
         check_output_file(args.json, args.prediction, args.ground_truth, may_exist=True)
     if args.output:
-        result, categories, tables = report_files(
+        result, _, tables = report_files(
             *files, output_dir=args.output, image_dir=args.images, rules=args.rules, workers=args.workers
         )
         print(tables)
         print(f"\nreport: {args.output / 'report.html'}")
     else:
-        result, categories = evaluate_files(*files, rules=args.rules, workers=args.workers)
-        print(format_classes([{"class": c.name, **result["per_class"][c.id]} for c in categories]))
+        result, _ = evaluate_files(*files, rules=args.rules, workers=args.workers, class_iou=bool(args.json))
+        print(format_classes(result["per_class"]))
         print(f"\n{format_averages(result)}")
     if args.json:
         write_json(args.json, result, indent=2)

@@ -16,22 +16,33 @@ ends a webcam or stream, and what came before is kept. Formats, several separate
 
 For a video, overlay and labelled are an mp4 (H.264) in which an instance keeps its color; the other formats are written
 per frame. Videos need PyAV: pip install seamless_d2[video]. An interrupted one goes on after the last 30 s that were
-finished. --start 00:01:00 --stop 00:02:30 --stride 5 takes every fifth frame of a minute and a half. Finished inputs
-are skipped unless they have changed; --overwrite predicts them again. The output folder records settings and inputs
-(settings.json, inputs.json), so that results of other settings are never mixed in. Files that cannot be read are
-reported and skipped, and the exit code is 1. --tile 2048x1024 is for images that do not fit into memory.
+finished. --start 00:01:00 --stop 00:02:30 --stride 5 takes every fifth frame of a minute and a half.
+
+Finished inputs are skipped unless they have changed; --overwrite predicts them again. The output folder records
+settings (settings.json) and inputs with what became of them (manifest.jsonl), so that results of other settings are
+never mixed in. Files that cannot be read are reported and skipped, and the exit code is 1; --retry-failed tries them
+again. --tile 2048x1024 is for images that do not fit into memory.
+
+Many processes, on any number of machines that share a folder, divide the inputs with --shard 1/8 ... --shard 8/8, in
+any order; tools/merge_predictions.py then joins the coco files. On a cluster, --ray [ADDRESS] reads folders, lists,
+Parquet files and webdataset tar files, here or in an object store (s3://...), and writes --format parquet or
+webdataset.
 """
 
 import argparse
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 
 from seamless_d2.config import load_config
 from seamless_d2.errors import UserError, run_tool
+from seamless_d2.io import summarize_failures
 from seamless_d2.prediction import Predictor
 from seamless_d2.prediction.batch.run import predict_files, predict_files_on
+from seamless_d2.prediction.batch.shards import Shard
 from seamless_d2.prediction.engines import is_exported, read_exported_config
 from seamless_d2.prediction.frames import parse_time
 from seamless_d2.prediction.options import DEFAULT_SCALES, PredictionOptions
@@ -59,8 +70,8 @@ def main() -> None:
     parser.add_argument("--config-file", help="yaml file, or the name of a shipped config; exported files need none")
     parser.add_argument("--weights", help="checkpoint or exported file; default the config's MODEL.WEIGHTS")
     parser.add_argument("--input", nargs="+", required=True, help="images, folders, .txt lists, videos, URLs, webcams")
-    parser.add_argument("--output", required=True, type=Path, help="folder for the results")
-    parser.add_argument("--format", default="labelled", help="overlay, labelled, coco, raw, ids; several with commas")
+    parser.add_argument("--output", required=True, help="folder for the results; with --ray also s3://bucket/folder")
+    parser.add_argument("--format", help="overlay, labelled, coco, raw, ids; several with commas (labelled)")
     parser.add_argument("--device", help="cpu, cuda, ...; default the config's, or the CPU where there is no GPU")
     parser.add_argument(
         "--engine",
@@ -90,11 +101,17 @@ def main() -> None:
     parser.add_argument("--stuff-area-thresh", type=int, help="least pixels of a stuff segment at network resolution")
     parser.add_argument("--image-ids", type=Path, metavar="JSON", help="COCO json whose image ids the coco files use")
     parser.add_argument("--start", type=seconds, default=0.0, metavar="TIME", help="seconds or HH:MM:SS, of each video")
-    parser.add_argument(
-        "--stop", type=seconds, metavar="TIME", help="seconds or HH:MM:SS; default the end of the video"
-    )
+    parser.add_argument("--stop", type=seconds, metavar="TIME", help="seconds or HH:MM:SS; default the end of each")
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="take every N-th frame of each video")
     parser.add_argument("--max-frames", type=int, help="frames of each video, stream or webcam; default all")
+    parser.add_argument("--shard", metavar="I/N", help="part of the inputs, 1/8 ... 8/8, or slurm in a SLURM array")
+    parser.add_argument(
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="predict on a Ray cluster; default one here"
+    )
+    parser.add_argument("--actors", type=int, default=1, help="with --ray: processes that hold the model")
+    parser.add_argument("--gpus-per-actor", type=float, default=0, help="with --ray: GPUs of each process")
+    parser.add_argument("--block-size", type=int, default=64, help="with --ray: images per file (%(default)s)")
+    parser.add_argument("--retry-failed", action="store_true", help="try inputs again that failed before")
     parser.add_argument("--overwrite", action="store_true", help="do finished inputs again")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args()
@@ -115,7 +132,7 @@ def main() -> None:
             combine[key] = value
     if args.weights:
         cfg.MODEL.WEIGHTS = args.weights
-    formats = args.format.split(",")
+    formats = (args.format or ("labelled" if args.ray is None else "parquet")).split(",")
     options = PredictionOptions(
         batch_size=args.batch_size,
         amp=args.amp,
@@ -127,8 +144,19 @@ def main() -> None:
         raw="raw" in formats,
         engine=args.engine,
     )
-    where = {"overwrite": args.overwrite, "image_ids": args.image_ids}
-    where |= {"start": args.start, "stop": args.stop, "stride": args.stride, "max_frames": args.max_frames}
+    if args.ray is not None:
+        predict_by_ray(args, cfg, options, formats)
+        return
+    where = {
+        "overwrite": args.overwrite,
+        "image_ids": args.image_ids,
+        "shard": Shard.parse(args.shard) if args.shard else None,
+        "retry_failed": args.retry_failed,
+        "start": args.start,
+        "stop": args.stop,
+        "stride": args.stride,
+        "max_frames": args.max_frames,
+    }
     if args.num_gpus < 1:
         raise UserError(f"--num-gpus must be at least 1, not {args.num_gpus}; the CPU is --device cpu")
     if args.num_gpus > 1:
@@ -141,7 +169,27 @@ def main() -> None:
     else:
         predictor = Predictor(cfg, device=args.device, **asdict(options))
         summary = predict_files(predictor, args.input, args.output, formats, **where)
-    summary.report(args.output)
+    summary.report(Path(args.output), where["shard"])
+
+
+def predict_by_ray(args: argparse.Namespace, cfg: CfgNode, options: PredictionOptions, formats: list[str]) -> None:
+    """Predict on Ray, and print the outcome."""
+    from seamless_d2.prediction.batch.ray_job import RayOptions, predict_on_ray
+
+    unused = {"--shard": args.shard, "--num-gpus": args.num_gpus > 1, "--overwrite": args.overwrite}
+    unused |= {"--image-ids": args.image_ids, "--device": args.device, "--max-frames": args.max_frames}
+    unused |= {"--start": args.start, "--stop": args.stop, "--stride": args.stride > 1}
+    if wrong := [name for name, value in unused.items() if value]:
+        raise UserError(f"{wrong[0]} cannot be used with --ray; leave it out")
+    if len(formats) > 1:
+        raise UserError("--ray writes one format; give --format parquet or webdataset")
+    how = RayOptions(args.ray, args.actors, args.gpus_per_actor, args.block_size)
+    start = time.monotonic()
+    summary = predict_on_ray(cfg, options, args.input, args.output, formats[0], how)
+    rate = summary.predicted / (time.monotonic() - start)
+    print(f"{summary.predicted} images in {args.output} ({rate:.1f} images/s), {summary.before} were finished before")
+    if summary.failures:
+        raise UserError(f"{len(summary.failures)} images failed:\n  {summarize_failures(summary.failures)}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--overlaps", type=float, nargs="+", default=OVERLAPS, help="hidden shares to try")
     parser.add_argument("--areas", type=int, nargs="+", default=AREAS, help="least pixels of a stuff segment to try")
     parser.add_argument("--max-images", type=int, help="take so many images, spread evenly; default all")
-    parser.add_argument("--output", type=Path, help="yaml for the thresholds found")
+    parser.add_argument("--output", type=Path, help="yaml for the config with the thresholds found")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args()
     if args.max_images is not None and args.max_images < 1:
@@ -62,7 +62,7 @@ def main() -> None:
     print(f"\n{tuned.images} images, {np.prod(grid.shape)} combinations: PQ {gain:+.2f}\n{tuned.to_overrides()}")
     if args.output:
         with atomic_write(args.output, "w") as file:
-            file.write(tuned.to_yaml())
+            file.write(tuned.to_yaml(cfg))
 
 
 if __name__ == "__main__":

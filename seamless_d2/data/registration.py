@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..errors import UserError
 from ..structures.classes import Classes
 from ..structures.coco_json import PanopticJson, read_json_as
+from .derived_files import instances_path, labels_path
 
 
 def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path) -> tuple[list[dict], Classes]:
@@ -23,8 +25,7 @@ def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path)
 
     Returns:
         The records in Detectron2's format, and the classes. A record has file_name, image_id, height, width,
-        pan_seg_file_name, sem_seg_file_name (the same PNG) and segments_info with id, isthing, category_id (things
-        0..T-1, stuff 0..S-1) and iscrowd.
+        pan_seg_file_name and segments_info with id, isthing, category_id (things 0..T-1, stuff 0..S-1) and iscrowd.
 
     Raises:
         UserError: The json is malformed, or an annotation belongs to an unknown image or category.
@@ -47,15 +48,13 @@ def load_panoptic_json(image_dir: Path, panoptic_dir: Path, panoptic_json: Path)
                     "which is not in categories"
                 )
             segments.append({"id": segment.id, **classes.from_label(label), "iscrowd": int(segment.iscrowd)})
-        png = str(panoptic_dir / annotation.file_name)
         records.append(
             {
                 "file_name": str(image_dir / _image_name(image.file_name)),
                 "image_id": image.id,
                 "height": image.height,
                 "width": image.width,
-                "pan_seg_file_name": png,
-                "sem_seg_file_name": png,
+                "pan_seg_file_name": str(panoptic_dir / annotation.file_name),
                 "segments_info": segments,
             }
         )
@@ -74,7 +73,33 @@ def _image_name(name: str) -> str:
     return name
 
 
-def register_panoptic(name: str, image_dir: str | Path, panoptic_dir: str | Path, panoptic_json: str | Path) -> None:
+def register_records(name: str, records: list[dict], classes: Classes, **metadata: Any) -> None:
+    """Register records and classes as ``load_panoptic_json`` returns them, and the files that are derived of them.
+
+    Args:
+        name: The name of the data set.
+        records: The records; they get the key sem_seg_file_name.
+        classes: The classes.
+        metadata: Further entries of the metadata. Without "json_file", the instances of ``COCOEvaluator`` are derived.
+    """
+    for index, record in enumerate(records):
+        record["sem_seg_file_name"] = labels_path(name, index)
+    DatasetCatalog.register(name, lambda: records)
+    registered = MetadataCatalog.get(name)
+    if not hasattr(registered, "thing_classes"):
+        registered.set(**classes.to_metadata())
+    if not hasattr(registered, "json_file"):
+        metadata.setdefault("json_file", instances_path(name))
+    registered.set(**metadata)
+
+
+def register_panoptic(
+    name: str,
+    image_dir: str | Path,
+    panoptic_dir: str | Path,
+    panoptic_json: str | Path,
+    instance_json: str | Path | None = None,
+) -> None:
     """Register a COCO-panoptic data set under ``name``, ready for training and all of Detectron2's evaluators.
 
     Args:
@@ -82,6 +107,8 @@ def register_panoptic(name: str, image_dir: str | Path, panoptic_dir: str | Path
         image_dir: The folder of the images.
         panoptic_dir: The folder of the id PNGs (id = R + 256 G + 65536 B, 0 = void).
         panoptic_json: The json. Category ids may be any integers; colors are optional.
+        instance_json: The things as a COCO json, with the same image and category ids. Default: they are derived from
+            the PNGs when an evaluator first asks for them.
 
     Raises:
         UserError: Files are missing or malformed, or ``name`` belongs to another data set.
@@ -90,20 +117,23 @@ def register_panoptic(name: str, image_dir: str | Path, panoptic_dir: str | Path
     for folder in (image_dir, panoptic_dir):
         if not folder.is_dir():
             raise UserError(f"folder {folder} of data set {name!r} does not exist; check the path")
-    metadata = MetadataCatalog.get(name)
+    if instance_json is not None and not Path(instance_json).is_file():
+        raise UserError(f"instance json {instance_json} of data set {name!r} does not exist; check the path")
     if name in DatasetCatalog.list():
-        if getattr(metadata, "panoptic_json", None) == str(panoptic_json):
+        if MetadataCatalog.get(name).get("panoptic_json") == str(panoptic_json):
             return
         raise UserError(f"a data set called {name!r} is already registered; choose another name")
     records, classes = load_panoptic_json(image_dir, panoptic_dir, panoptic_json)
-    DatasetCatalog.register(name, lambda: records)
-    if not hasattr(metadata, "thing_classes"):
-        metadata.set(**classes.to_metadata())
-    metadata.set(
+    given = {} if instance_json is None else {"json_file": str(instance_json)}
+    register_records(
+        name,
+        records,
+        classes,
         image_root=str(image_dir),
         panoptic_root=str(panoptic_dir),
         panoptic_json=str(panoptic_json),
         evaluator_type="coco_panoptic_seg",
+        **given,
     )
 
 
@@ -162,9 +192,8 @@ def adopt_builtin(name: str) -> None:
     instances = metadata.get("json_file", None)
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
-    register_panoptic(name, image_root, panoptic_root, panoptic_json)
-    if instances and Path(instances).is_file():
-        MetadataCatalog.get(name).set(json_file=instances)
+    exists = instances is not None and Path(instances).is_file()
+    register_panoptic(name, image_root, panoptic_root, panoptic_json, instances if exists else None)
 
 
 def register_from_config(cfg: CfgNode, names: list[str] | tuple[str, ...]) -> None:

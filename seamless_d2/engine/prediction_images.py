@@ -9,6 +9,7 @@ from detectron2.evaluation import inference_context
 from torch import nn
 
 from ..data.mapper import SeamlessMapper
+from ..evaluation.model_output import read_panoptic_seg
 from ..io import read_id_map, read_image
 from ..structures.classes import Classes
 from ..visualization import draw_overlay
@@ -22,9 +23,8 @@ def _read_panoptic_seg(record: dict) -> tuple[np.ndarray, list[dict]]:
     ids = read_id_map(record["pan_seg_file_name"])
     panoptic, segments = np.zeros(ids.shape, np.int32), []
     for number, segment in enumerate(record["segments_info"], 1):
-        mask = ids == segment["id"]
-        panoptic[mask] = number
-        segments.append({**segment, "id": number, "area": int(mask.sum())})
+        panoptic[ids == segment["id"]] = number
+        segments.append({**segment, "id": number})
     return panoptic, segments
 
 
@@ -45,7 +45,7 @@ def draw_predictions(cfg: CfgNode, model: nn.Module) -> list[tuple[str, np.ndarr
     mapper, classes, images = SeamlessMapper(cfg, False), Classes.from_metadata(MetadataCatalog.get(name)), []
     for record in DatasetCatalog.get(name)[: cfg.TEST.NUM_VISUALIZED_IMAGES]:
         with inference_context(model), torch.no_grad():
-            predicted, predicted_segments = model([mapper(record)])[0]["panoptic_seg"]
+            predicted, predicted_segments = read_panoptic_seg(model([mapper(record)])[0], classes)
         scale = min(1.0, _MAX_SIDE / max(record["height"], record["width"]))
         size = (round(record["width"] * scale), round(record["height"] * scale))
         image = cv2.resize(read_image(record["file_name"]), size, interpolation=cv2.INTER_AREA)

@@ -11,11 +11,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from ..config_checks import check_config
+from ..data.derived_files import instances_path
 from ..errors import UserError
 from ..io import read_image
-from .ground_truth import read_ground_truth, write_instance_json
+from .ground_truth import read_ground_truth
 from .instance_evaluator import InstanceEvaluator
 from .panoptic_evaluator import PanopticEvaluator
 from .panoptic_quality import Segments
@@ -97,10 +99,10 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = N
         evaluators.append(panoptic)
     if "instances" in outputs and metadata.thing_classes:
         if not hasattr(metadata, "json_file"):
-            if comm.is_main_process():
-                write_instance_json(dataset_name, output_dir)
-            comm.synchronize()
-            metadata.set(json_file=str(write_instance_json(dataset_name, output_dir)))
+            metadata.set(json_file=instances_path(dataset_name))
+        if comm.is_main_process():
+            PathManager.get_local_path(metadata.json_file)  # the other processes find what this one has made
+        comm.synchronize()
         detections = output_dir if cfg.TEST.SAVE_PREDICTIONS else None
         masks = fused or cfg.MODEL.MASK_ON
         evaluators.append(InstanceEvaluator(dataset_name, fused=fused, masks=masks, output_dir=detections))

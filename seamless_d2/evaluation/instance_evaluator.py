@@ -2,16 +2,18 @@
 
 import torch
 import torch.nn.functional as F
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
+from ..structures.classes import Classes
 from ..structures.id_maps import SegmentInfo
+from .model_output import read_panoptic_seg
 
 
 def fused_instances(panoptic_seg: Tensor, segments_info: list[SegmentInfo]) -> Instances:
-    """Return the things of a fused map as detections.
+    """Return the things of a fused map as detections; things without a score get the score 1.
 
     Args:
         panoptic_seg: (H, W) integer map of segment ids.
@@ -26,7 +28,7 @@ def fused_instances(panoptic_seg: Tensor, segments_info: list[SegmentInfo]) -> I
     instances = Instances(tuple(panoptic_seg.shape))
     instances.pred_masks = panoptic_seg[None] == ids[:, None, None]
     instances.pred_boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
-    instances.scores = torch.tensor([s["score"] for s in things], dtype=torch.float32)
+    instances.scores = torch.tensor([s.get("score", 1.0) for s in things], dtype=torch.float32)
     instances.pred_classes = torch.tensor([s["category_id"] for s in things], dtype=torch.int64)
     return instances.to("cpu")
 
@@ -63,10 +65,14 @@ class InstanceEvaluator(COCOEvaluator):
         tasks = ("bbox", "segm") if masks else ("bbox",)
         super().__init__(dataset_name, tasks, output_dir=output_dir, use_fast_impl=False)
         self.fused = fused
+        self.classes = Classes.from_metadata(MetadataCatalog.get(dataset_name))
         self.sizes = {r["image_id"]: (r["height"], r["width"]) for r in DatasetCatalog.get(dataset_name)}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Add the results of some images."""
         for entry, output in zip(inputs, outputs, strict=True):
-            found = fused_instances(*output["panoptic_seg"]) if self.fused else output["instances"].to("cpu")
+            if self.fused:
+                found = fused_instances(*read_panoptic_seg(output, self.classes))
+            else:
+                found = output["instances"].to("cpu")
             super().process([entry], [{"instances": resize_instances(found, self.sizes[entry["image_id"]])}])

@@ -19,6 +19,7 @@ from ..io import atomic_write, ids_to_rgb, rgb_to_ids, write_json
 from ..structures.classes import Classes
 from .dataset_statistics import DatasetStatistics
 from .ground_truth import read_ground_truth
+from .model_output import read_panoptic_seg
 from .panoptic_quality import ImageMatch, Segments, match_image
 from .tables import averages, format_averages
 
@@ -71,7 +72,7 @@ class PanopticEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Add "panoptic_seg" of some images; threads read the ground truth and compare it in the background."""
         for entry, output in zip(inputs, outputs, strict=True):
-            panoptic_seg, segments_info = output["panoptic_seg"]
+            panoptic_seg, segments_info = read_panoptic_seg(output, self.classes)
             ids = panoptic_seg.cpu().numpy()
             # The threads work on copies, because the dicts belong to the model.
             scores = np.array([s.get("score", np.nan) for s in segments_info], np.float64)

@@ -21,47 +21,46 @@ class PanopticStatistics:
 
     Attributes:
         num_classes: The number C of classes.
-        iou: (C,) sums of the IoU of matched segments.
+        iou_sum: (C,) sums of the IoU of matched segments.
         tp, fp, fn: (C,) int64 numbers of matched, false and missed segments.
     """
 
     num_classes: int
-    iou: np.ndarray = field(init=False)
+    iou_sum: np.ndarray = field(init=False)
     tp: np.ndarray = field(init=False)
     fp: np.ndarray = field(init=False)
     fn: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.iou = np.zeros(self.num_classes)
+        self.iou_sum = np.zeros(self.num_classes)
         self.tp, self.fp, self.fn = (np.zeros(self.num_classes, np.int64) for _ in range(3))
 
     def add(self, match: "ImageMatch") -> None:
         """Add one image."""
         size = self.num_classes
         classes = match.ground_truth.classes[match.rows]
-        self.iou += np.bincount(classes, match.iou, size)
+        self.iou_sum += np.bincount(classes, match.iou, size)
         self.tp += np.bincount(classes, minlength=size)
         self.fp += np.bincount(match.predicted.classes[match.false], minlength=size)
         self.fn += np.bincount(match.ground_truth.classes[match.missed], minlength=size)
 
     def __iadd__(self, other: "PanopticStatistics") -> "PanopticStatistics":
-        self.iou += other.iou
+        self.iou_sum += other.iou_sum
         self.tp += other.tp
         self.fp += other.fp
         self.fn += other.fn
         return self
 
     def per_class(self) -> dict[str, np.ndarray]:
-        """Return (C,) arrays pq, sq, rq in 0..1 (0 for classes without any segment), and the sums tp, fp, fn, iou."""
+        """Return (C,) arrays pq, sq, rq in 0..1 (0 for classes without any segment), and the numbers tp, fp, fn."""
         weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
         return {
-            "pq": np.divide(self.iou, weight, out=np.zeros(self.num_classes), where=weight > 0),
-            "sq": np.divide(self.iou, self.tp, out=np.zeros(self.num_classes), where=self.tp > 0),
+            "pq": np.divide(self.iou_sum, weight, out=np.zeros(self.num_classes), where=weight > 0),
+            "sq": np.divide(self.iou_sum, self.tp, out=np.zeros(self.num_classes), where=self.tp > 0),
             "rq": np.divide(self.tp, weight, out=np.zeros(self.num_classes), where=weight > 0),
             "tp": self.tp,
             "fp": self.fp,
             "fn": self.fn,
-            "iou": self.iou,
         }
 
     def average(self, classes: np.ndarray | None = None, rules: str = "panopticapi") -> dict[str, float]:

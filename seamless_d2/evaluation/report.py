@@ -19,12 +19,12 @@ from .counting import number_segments
 from .dataset_statistics import DatasetStatistics, Example
 from .panoptic_quality import Segments
 from .tables import (
-    COLUMNS,
     OPTIONAL_COLUMNS,
     averages,
     other_metrics,
     part_of_classes,
-    per_class_rows,
+    results_per_class,
+    table_columns,
     without_nan,
     write_per_class,
 )
@@ -60,7 +60,7 @@ def write_reports(
         "rules": rules,
         **averages(statistics.quality, classes, rules),
         **{label: value / 100 for label, value in other_metrics(statistics, results)},
-        "per_class": per_class_rows(classes, statistics, results),
+        "per_class": results_per_class(classes, statistics, results),
         "results": results or {},
     }
     write_json(output_dir / "metrics.json", without_nan(metrics), indent=2)
@@ -104,16 +104,15 @@ def _page(
 
 
 def _class_section(classes: Classes, statistics: DatasetStatistics, results: dict[str, Any] | None) -> str:
-    rows = per_class_rows(classes, statistics, results)
+    per_class = results_per_class(classes, statistics, results)
     colors = dict(zip(classes.names, classes.colors, strict=True))
-    optional = {k: label for k, label in OPTIONAL_COLUMNS.items() if any(row[k] is not None for row in rows)}
-    head = [*COLUMNS.values(), *optional.values()]
+    heads = table_columns(per_class)
     body = []
-    for row in sorted(rows, key=lambda r: -r["pq"]):
+    for row in sorted(per_class.values(), key=lambda r: -r["pq"]):
         occurs = row["tp"] + row["fp"] + row["fn"] > 0
         values = [f"{100 * row[k]:.1f}" if occurs else "–" for k in ("pq", "sq", "rq")]
         values += [str(row[k]) for k in ("tp", "fp", "fn")]
-        values += ["–" if row[key] is None else f"{100 * row[key]:.1f}" for key in optional]
+        values += ["–" if row[k] is None else f"{100 * row[k]:.1f}" for k in heads if k in OPTIONAL_COLUMNS]
         color = "#{:02x}{:02x}{:02x}".format(*colors[row["class"]])
         chart = bars({k: row[k] for k in ("pq", "sq", "rq")}) if occurs else ""
         body.append(
@@ -128,7 +127,7 @@ def _class_section(classes: Classes, statistics: DatasetStatistics, results: dic
         '<span><i class="rq"></i>RQ: how many are matched (F1)</span></p>'
         '<div class="scroll"><table class="classes"><tr>'
         '<th class="name">class</th><th class="kind"></th><th></th>'
-        + "".join(f"<th>{label}</th>" for label in head)
+        + "".join(f"<th>{label}</th>" for label in heads.values())
         + f"</tr>{''.join(body)}</table></div>"
     )
 
@@ -195,10 +194,9 @@ def _for_drawing(ids: np.ndarray, segments: Segments, classes: Classes) -> tuple
     """Return the map with ids 1..n and its segments in the form that ``draw_overlay`` takes."""
     labels = number_segments(ids, segments.ids)
     labels[labels > len(segments.ids)] = 0
-    areas = np.bincount(labels.ravel(), minlength=len(segments.ids) + 1)
     info = []
     for k, label in enumerate(segments.classes.tolist(), 1):
-        segment = {"id": k, **classes.from_label(label), "area": int(areas[k])}
+        segment = {"id": k, **classes.from_label(label)}
         score = np.nan if segments.scores is None else segments.scores[k - 1]
         info.append(segment if np.isnan(score) else {**segment, "score": float(score)})
     return labels, info

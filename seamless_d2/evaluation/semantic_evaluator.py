@@ -14,6 +14,7 @@ from torch import Tensor
 from ..structures.classes import VOID_LABEL, Classes
 from ..structures.id_maps import SegmentInfo
 from .ground_truth import SemanticGroundTruth
+from .model_output import read_panoptic_seg
 
 # The width of a boundary as a fraction of the image's diagonal, as in Detectron2.
 _BOUNDARY_RATIO = 0.02
@@ -148,7 +149,7 @@ class SemanticEvaluator(DatasetEvaluator):
                 self._boundary_confusion += _count_pairs(*boundaries, self._boundary_void + 1)
 
     def _fuse_labels(self, entry: dict, output: dict) -> Tensor:
-        panoptic_seg, segments_info = output["panoptic_seg"]
+        panoptic_seg, segments_info = read_panoptic_seg(output, self.classes)
         semantic = output["sem_seg"].argmax(dim=0) if "sem_seg" in output else None
         limit = self.area_limit
         if self.fuse_at == "input":

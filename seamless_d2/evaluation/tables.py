@@ -14,9 +14,16 @@ from .dataset_statistics import DatasetStatistics
 from .panoptic_quality import PanopticStatistics
 
 PARTS = ("All", "Things", "Stuff")
-#: The columns of the tables of classes, by key of ``per_class_rows``.
+#: The metrics of a class by their keys in ``results_per_class``, with the heads of their columns in tables.
 COLUMNS = {"pq": "PQ", "sq": "SQ", "rq": "RQ", "tp": "TP", "fp": "FP", "fn": "FN"}
-OPTIONAL_COLUMNS = {"semantic_iou": "IoU", "box_ap": "box AP", "mask_ap": "mask AP"}
+OPTIONAL_COLUMNS = {"iou": "IoU", "boundary_iou": "boundary IoU", "box_ap": "box AP", "mask_ap": "mask AP"}
+#: The keys of ``results_per_class`` that Detectron2's evaluation loop measures: key, task and name of the metric there.
+_METRICS = (
+    ("iou", "sem_seg", "IoU"),
+    ("boundary_iou", "sem_seg", "BoundaryIoU"),
+    ("box_ap", "bbox", "AP"),
+    ("mask_ap", "segm", "AP"),
+)
 
 
 def part_of_classes(part: str, classes: Classes) -> np.ndarray:
@@ -30,33 +37,38 @@ def averages(quality: PanopticStatistics, classes: Classes, rules: str) -> dict[
     return {part: quality.average(part_of_classes(part, classes), rules) for part in PARTS}
 
 
-def per_class_rows(
+def results_per_class(
     classes: Classes, statistics: DatasetStatistics, results: dict[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """Return one row per class, stuff first.
+) -> dict[int, dict[str, Any]]:
+    """Return what is known of each class by its category id, stuff first.
 
     Args:
         classes: The classes in the order of the statistics.
         statistics: The statistics of the data set.
-        results: The results of Detectron2's evaluation loop, for box_ap, mask_ap and semantic_iou.
+        results: The results of Detectron2's evaluation loop, for the IoU of the semantic head and the optional keys.
 
     Returns:
-        Dicts with class, kind, pq, sq, rq (in 0..1), tp, fp, fn, iou (the sum of matched IoU), semantic_iou, box_ap and
-        mask_ap (in 0..1, None if not known).
+        Dicts with class, kind, pq, sq, rq (in 0..1), tp, fp, fn and iou (in 0..1): that of the semantic head if
+        ``results`` have it, else that of the panoptic map. Those of boundary_iou, box_ap and mask_ap (in 0..1) that
+        ``results`` have are there too. None stands for what is not known of a class.
     """
-    per_class = statistics.quality.per_class()
-    fused_iou = statistics.semantic_iou()
+    quality = statistics.quality.per_class()
+    map_iou = statistics.semantic_iou()
     results = results or {}
-    rows = []
-    for k, name in enumerate(classes.names):
-        semantic = results["sem_seg"].get(f"IoU-{name}", math.nan) / 100 if "sem_seg" in results else fused_iou[k]
+    measured = [
+        (key, task, metric)
+        for key, task, metric in _METRICS
+        if any(name.startswith(f"{metric}-") for name in results.get(task, ()))
+    ]
+    known = {}
+    for k, (dataset_id, name) in enumerate(zip(classes.dataset_ids, classes.names, strict=True)):
         row = {"class": name, "kind": "thing" if k >= classes.num_stuff else "stuff"}
-        row |= {key: value[k].item() for key, value in per_class.items()}
-        row["semantic_iou"] = _known(semantic)
-        for key, task in (("box_ap", "bbox"), ("mask_ap", "segm")):
-            row[key] = _known(results.get(task, {}).get(f"AP-{name}", math.nan) / 100)
-        rows.append(row)
-    return rows
+        row |= {key: value[k].item() for key, value in quality.items()}
+        row["iou"] = _known(map_iou[k])
+        for key, task, metric in measured:
+            row[key] = _known(results[task].get(f"{metric}-{name}", math.nan) / 100)
+        known[dataset_id] = row
+    return known
 
 
 def _known(value: float) -> float | None:
@@ -67,23 +79,24 @@ def _known(value: float) -> float | None:
 def write_per_class(
     path: Path, classes: Classes, statistics: DatasetStatistics, results: dict[str, Any] | None = None
 ) -> None:
-    """Write ``per_class_rows`` as CSV; values that are not known are empty."""
-    rows = per_class_rows(classes, statistics, results)
+    """Write ``results_per_class`` as CSV; values that are not known are empty."""
+    rows = [{"category_id": i, **row} for i, row in results_per_class(classes, statistics, results).items()]
     with atomic_write(path, "w") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def format_classes(rows: list[dict[str, Any]], columns: tuple[str, ...] = ()) -> str:
-    """Return a table of classes for the screen, fractions in percent.
+def table_columns(per_class: dict[int, dict[str, Any]]) -> dict[str, str]:
+    """Return the heads of the columns for ``results_per_class`` by key; optional ones only if they hold any value."""
+    optional = (key for key in OPTIONAL_COLUMNS if any(row.get(key) is not None for row in per_class.values()))
+    return COLUMNS | {key: OPTIONAL_COLUMNS[key] for key in optional}
 
-    Args:
-        rows: Dicts with "class", the keys of ``COLUMNS`` and ``columns``; None stands for what is not known.
-        columns: Further columns, of ``OPTIONAL_COLUMNS``.
-    """
-    heads = COLUMNS | {key: OPTIONAL_COLUMNS[key] for key in columns}
-    body = [[row["class"], *(_percent(row[key], key) for key in heads)] for row in rows]
+
+def format_classes(per_class: dict[int, dict[str, Any]]) -> str:
+    """Return ``results_per_class`` as a table for the screen, fractions in percent."""
+    heads = table_columns(per_class)
+    body = [[row["class"], *(_percent(row[key], key) for key in heads)] for row in per_class.values()]
     return tabulate(body, ["class", *heads.values()], floatfmt=".2f", missingval="-")
 
 
@@ -96,12 +109,11 @@ def format_averages(means: dict[str, dict[str, float]]) -> str:
 def format_tables(
     classes: Classes, statistics: DatasetStatistics, rules: str, results: dict[str, Any] | None = None
 ) -> str:
-    """Return the tables of classes and of means, and the other metrics, in percent; see ``per_class_rows``."""
-    rows = per_class_rows(classes, statistics, results)
-    columns = ("semantic_iou", "box_ap", "mask_ap") if results and "segm" in results else ("semantic_iou",)
+    """Return the tables of classes and of means, and the other metrics, in percent; see ``results_per_class``."""
+    table = format_classes(results_per_class(classes, statistics, results))
     others = [f"{label} {value:.2f}" for label, value in other_metrics(statistics, results)]
     means = format_averages(averages(statistics.quality, classes, rules))
-    return f"{format_classes(rows, columns)}\n\n{means}\n\n{'   '.join(others)}"
+    return f"{table}\n\n{means}\n\n{'   '.join(others)}"
 
 
 def _percent(value: float | None, key: str) -> float | None:
@@ -109,10 +121,12 @@ def _percent(value: float | None, key: str) -> float | None:
 
 
 def other_metrics(statistics: DatasetStatistics, results: dict[str, Any] | None) -> list[tuple[str, float]]:
-    """Return labels and values in percent of mIoU, box AP and mask AP, as far as they are known."""
+    """Return labels and values in percent of the means of IoU, boundary IoU and AP, as far as they are known."""
     results = results or {}
     if "sem_seg" in results:
+        boundary = [v for key, v in results["sem_seg"].items() if key.startswith("BoundaryIoU-") and not math.isnan(v)]
         known = [("mIoU", results["sem_seg"]["mIoU"])]
+        known += [("boundary mIoU", float(np.mean(boundary)))] if boundary else []
     else:
         iou = statistics.semantic_iou()
         known = [("mIoU of the map", 100 * float(np.nanmean(iou)) if not np.isnan(iou).all() else math.nan)]

@@ -39,11 +39,12 @@ class Tuned:
     images: int
     table: dict[str, list[tuple[float, float]]]
 
-    def to_yaml(self) -> str:
-        """Return the best thresholds as a fragment of a config."""
-        values = {key: self.after[key] for key in KEYS}
-        lines = [f"      {key}: {value!r}" for key, value in values.items()]
-        return "\n".join(["MODEL:", "  PANOPTIC_FPN:", "    COMBINE:", *lines, ""])
+    def to_yaml(self, cfg: CfgNode) -> str:
+        """Return a whole configuration with the best thresholds."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.PANOPTIC_FPN.COMBINE.update({key: self.after[key] for key in KEYS})
+        return cfg.dump()
 
     def to_overrides(self) -> str:
         """Return the best thresholds as KEY VALUE overrides for a command line."""

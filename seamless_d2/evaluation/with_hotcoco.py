@@ -1,6 +1,6 @@
 """PQ by hotcoco (the extra "fast"), which decodes and counts in compiled code in half the time of ``from_files``.
 
-It computes nothing but PQ, so that the reports need the pass of ``from_files``.
+It computes nothing but PQ, so that the IoU of classes and the reports need the pass of ``from_files``.
 """
 
 from collections.abc import Iterable
@@ -46,6 +46,7 @@ def quality_by_hotcoco(
         return None
     quality = PanopticStatistics(len(dataset_ids))
     for k, dataset_id in enumerate(dataset_ids):
-        for key in ("iou", "tp", "fp", "fn"):
+        for key in ("tp", "fp", "fn"):
             getattr(quality, key)[k] = per_class[dataset_id][key]
+        quality.iou_sum[k] = per_class[dataset_id]["iou"]
     return quality

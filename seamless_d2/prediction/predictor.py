@@ -1,7 +1,7 @@
 """A model ready for images."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -25,13 +25,12 @@ from ..structures.id_maps import SegmentInfo
 from .engines import ExportedPanoptic, build_exported, is_eager, is_exported, read_exported_config
 from .frames import Frames, Selection, to_source
 from .options import PredictionOptions
-from .result import HeadOutputs, PanopticResult, image_array
+from .result import HeadOutputs, ImageLike, PanopticResult, image_array
 from .tiles import Stitcher, plan_tiles
 from .tracking import Tracker
 from .tta import average_views
 
 logger = logging.getLogger(__name__)
-ImageLike = np.ndarray | str | Path
 
 
 @dataclass
@@ -124,29 +123,31 @@ class Predictor:
         prepare_for_inference(model)
         return compile_network(model) if self.options.compile else model
 
-    def predict(self, image: ImageLike | Sequence[ImageLike]) -> PanopticResult | list[PanopticResult]:
-        """Segment one image, or a list of them.
+    def predict(
+        self, image: ImageLike | Iterable[ImageLike]
+    ) -> PanopticResult | list[PanopticResult] | Iterator[PanopticResult]:
+        """Segment one image, or several.
 
         Args:
-            image: A (H, W, 3) uint8 RGB array, or a file; a list gives a list of results.
+            image: A (H, W, 3) uint8 RGB array, a (3, H, W) uint8 tensor, an image of Pillow, or a file. A list of such
+                gives a list of results, a generator one that predicts as results are asked for.
 
         Raises:
-            UserError: A file cannot be read, or an array has another shape or type.
+            UserError: A file cannot be read, or an image is something else.
         """
-        if isinstance(image, (np.ndarray, str, Path)):
-            return next(self._predict_prepared([self.prepare(image)]))
-        results: list[PanopticResult] = []
-        for start in range(0, len(image), self.options.batch_size):
-            results += self._predict_prepared([self.prepare(i) for i in image[start : start + self.options.batch_size]])
-        return results
+        if isinstance(image, list | tuple):
+            return list(self._predict_all(image))
+        if isinstance(image, Iterator):
+            return self._predict_all(image)
+        return next(self._predict_prepared([self.prepare(image)]))
 
-    def track(self, video: str | Path | int | Iterable[np.ndarray], **selection: Any) -> Iterator[PanopticResult]:
+    def track(self, video: str | Path | int | Iterable[ImageLike], **selection: Any) -> Iterator[PanopticResult]:
         """Segment a video frame by frame; an object has one ``track_id`` in all frames.
 
         Args:
-            video: A file, a URL (http, https, rtsp, rtsps), the number of a camera, or (H, W, 3) uint8 RGB arrays.
+            video: A file, a URL (http, https, rtsp, rtsps), the number of a camera, or images as for ``predict``.
             selection: The fields of ``Selection``, which frames are predicted: start, stop (seconds), stride,
-                max_frames. Not for arrays, which can be sliced.
+                max_frames. Not for images, which can be sliced.
 
         Returns:
             An iterator over the results, which reads the video as it goes on.
@@ -163,16 +164,17 @@ class Predictor:
             frames = Frames(to_source(video), Selection(**selection))
             return self._track(frames, frames.check_complete)
         if selection:
-            raise UserError(
-                f"{', '.join(selection)} can be given for files, URLs and cameras; slice the arrays instead"
-            )
+            raise UserError(f"{', '.join(selection)} can be given for files, URLs and cameras; slice the images")
         return self._track(video, lambda: None)
 
-    def _track(self, frames: Iterable[np.ndarray], check: Callable[[], None]) -> Iterator[PanopticResult]:
-        tracker, left = Tracker(), iter(frames)
-        while batch := list(islice(left, self.options.batch_size)):
-            yield from map(tracker.update, self.predict(batch))
+    def _track(self, frames: Iterable[ImageLike], check: Callable[[], None]) -> Iterator[PanopticResult]:
+        yield from map(Tracker().update, self._predict_all(frames))
         check()
+
+    def _predict_all(self, images: Iterable[ImageLike]) -> Iterator[PanopticResult]:
+        images = iter(images)
+        while batch := [self.prepare(image) for image in islice(images, self.options.batch_size)]:
+            yield from self._predict_prepared(batch)
 
     def _predict_prepared(self, prepared: list[PreparedImage]) -> Iterator[PanopticResult]:
         for _, group in groupby(prepared, key=get_batch_shape):

@@ -1,14 +1,15 @@
 """The result of a prediction, and the formats that it is written in."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
+from PIL import Image
 
 from ..errors import UserError
-from ..io import ids_to_rgb, read_image, save_image, save_png, write_json
+from ..io import ids_to_rgb, read_image, save_image, save_png, to_rgb, write_json
 from ..structures.classes import Classes
 from ..structures.id_maps import SegmentInfo, instance_annotations, measure_segments
 from ..visualization import draw_overlay
@@ -17,16 +18,34 @@ from .formats import register_format, write_formats
 if TYPE_CHECKING:  # exported models run without it
     from torch import Tensor
 
+ImageLike = Union[np.ndarray, "Tensor", Image.Image, str, Path]
+
 # Ids of an "ids" PNG are 16-bit numbers.
 _MAX_ID = 65535
+# The number of segments that the text of a result names.
+_SHOWN = 6
 
 
-def image_array(image: np.ndarray | str | Path) -> np.ndarray:
-    """Return an image, read if it is a file; raise ``UserError`` if it is no (height, width, 3) uint8 array."""
-    array = image if isinstance(image, np.ndarray) else read_image(image)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+def image_array(image: "ImageLike") -> np.ndarray:
+    """Return an image as (height, width, 3) uint8 RGB array.
+
+    Args:
+        image: Such an array, a (3, height, width) uint8 tensor, an image of Pillow, or a file.
+
+    Raises:
+        UserError: It is something else, or the file cannot be read.
+    """
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    array = image.permute(1, 2, 0).cpu().numpy() if hasattr(image, "permute") and image.ndim == 3 else image
+    is_array = isinstance(array, np.ndarray)
+    if not is_array or array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+        given = f"{tuple(image.shape)} {image.dtype}" if hasattr(image, "dtype") else type(image).__name__
         raise UserError(
-            f"an image must be a (height, width, 3) uint8 RGB array, not {array.shape} {array.dtype}; convert it"
+            "an image must be a file, an image of Pillow, a (height, width, 3) uint8 RGB array or a (3, height, width) "
+            f"uint8 tensor, not {given}; convert it"
         )
     return array
 
@@ -93,9 +112,9 @@ class HeadOutputs:
     mask_logits: "Tensor"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PanopticResult:
-    """The panoptic map of one image.
+    """The panoptic map of one image. Results are equal if image, map, segments and classes are.
 
     Attributes:
         image: (H, W, 3) uint8 RGB, the image.
@@ -109,7 +128,29 @@ class PanopticResult:
     panoptic_seg: np.ndarray
     segments: list[Segment]
     classes: Classes
-    raw: HeadOutputs | None = field(default=None, repr=False)
+    raw: HeadOutputs | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PanopticResult):
+            return NotImplemented
+        return (
+            self.segments == other.segments
+            and self.classes == other.classes
+            and np.array_equal(self.panoptic_seg, other.panoptic_seg)
+            and np.array_equal(self.image, other.image)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.panoptic_seg.shape, *self.segments))
+
+    def __repr__(self) -> str:
+        things = sorted((s for s in self.segments if s.isthing), key=lambda s: -(s.score or 0.0))
+        stuff = sorted((s for s in self.segments if not s.isthing), key=lambda s: -s.area)
+        shown = [s.class_name if s.score is None else f"{s.class_name} {s.score:.2f}" for s in things + stuff]
+        names = ", ".join(shown[:_SHOWN]) + (", ..." if len(shown) > _SHOWN else "")
+        height, width = self.panoptic_seg.shape
+        counts = f"{height}x{width}, {len(things)} things, {len(stuff)} stuff"
+        return f"PanopticResult({counts}{': ' if names else ''}{names})"
 
     @classmethod
     def from_fusion(
@@ -215,14 +256,27 @@ def _write_labelled(result: PanopticResult, name: str, path: Path) -> None:
 def _write_coco(result: PanopticResult, name: str, png: Path, sidecar: Path) -> None:
     image, content = result.to_coco(f"{name}.png")
     segments = content["annotations"][0]["segments_info"]
-    things = {c["id"] for c in content["categories"] if c["isthing"]}
-    scores = [s.get("score", 1.0) for s in segments if s["category_id"] in things]
-    content["instances"] = [
-        {k: i[k] for k in ("category_id", "bbox", "segmentation")} | {"score": score}
-        for i, score in zip(instance_annotations(result.panoptic_seg, segments, things), scores, strict=True)
-    ]
+    content["instances"] = instance_results(result.panoptic_seg, segments, content["categories"])
     save_png(image, png)
     write_json(sidecar, content)
+
+
+def instance_results(
+    panoptic_seg: np.ndarray, segments: list[dict[str, Any]], categories: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the things of a map as COCO results, without image_id.
+
+    Args:
+        panoptic_seg: (H, W) integer ids.
+        segments: The ``segments_info`` of COCO's panoptic format.
+        categories: The categories of the same format.
+    """
+    things = {c["id"] for c in categories if c["isthing"]}
+    scores = [s.get("score", 1.0) for s in segments if s["category_id"] in things]
+    return [
+        {k: i[k] for k in ("category_id", "bbox", "segmentation")} | {"score": score}
+        for i, score in zip(instance_annotations(panoptic_seg, segments, things), scores, strict=True)
+    ]
 
 
 @register_format("ids", "{}_ids.png", "{}_ids.json")

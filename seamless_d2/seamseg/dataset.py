@@ -11,6 +11,7 @@ import msgspec
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from msgspec import Struct
 
+from ..data.registration import register_records
 from ..errors import UserError
 from ..io import read_bytes, read_text
 from ..limits import check_pixels
@@ -134,7 +135,6 @@ def read_split(root: Path, split: str) -> tuple[list[dict[str, Any]], Classes]:
                 "height": image.size[0],
                 "width": image.size[1],
                 "pan_seg_file_name": str(mask),
-                "sem_seg_file_name": str(mask),
                 "segments_info": segments,
             }
         )
@@ -161,11 +161,10 @@ def register_seamseg(name: str, root: str | Path, split: str) -> None:
     records, classes = read_split(root, split)
     if not records:
         raise UserError(f"{root / 'lst' / split}.txt lists no image; nothing can be trained or evaluated on it")
-    DatasetCatalog.register(name, lambda: records)
-    metadata = MetadataCatalog.get(name)
-    if not hasattr(metadata, "thing_classes"):
-        metadata.set(**classes.to_metadata())
-    metadata.set(
+    register_records(
+        name,
+        records,
+        classes,
         seamseg_source=(str(root), split),
         image_root=str(root / "img"),
         evaluator_type="coco_panoptic_seg",

@@ -1,6 +1,7 @@
 """Raw predictions of the original program to COCO files: the body of ``tools/raw_to_coco_panoptic.py``."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from ..errors import UserError
 from ..io import read_bytes, read_image_size, remove_temporaries
 from ..locks import lock_output
 from ..modeling.fusion import resize_panoptic
-from ..prediction.batch.coco_folder import assemble_coco, number_images, read_image_ids
-from ..prediction.batch.resume import is_fresh, record_run
+from ..prediction.batch.coco_folder import assemble_coco, find_images, read_image_ids
+from ..prediction.batch.manifest import Manifest, describe_file, read_manifests
+from ..prediction.batch.resume import is_fresh, list_coco_images, record_inputs, record_settings
 from ..prediction.batch.run import Summary
 from ..prediction.batch.sources import IMAGE_SUFFIXES
 from ..prediction.formats import list_files, write_formats
@@ -83,22 +85,29 @@ def convert_raw(
     if not (0 <= score_thresh <= 1 and 0 <= overlap_thresh <= 1):
         raise UserError("the score and overlap thresholds (--score-thresh, --overlap-thresh) must be between 0 and 1")
     names = [p.relative_to(raw_dir).as_posix().removesuffix(SUFFIX) for p in files]
-    ids = None if image_ids is None else read_image_ids(image_ids)
-    if ids is not None:
-        number_images(names, ids)
+    # What tools/predict.py has made of images; the original's program leaves no such record.
+    images_of = {name: entry.image for name, entry in read_manifests(raw_dir).items()}
+    entries = {
+        name: describe_file(file, images_of.get(name, f"{name}.png")) for name, file in zip(names, files, strict=True)
+    }
+    if image_ids is not None:
+        found = find_images(names, read_image_ids(image_ids))
+        entries |= {name: replace(entries[name], image_id=i.id, image=i.file_name) for name, i in found.items()}
     settings = {
         "thresholds": [score_thresh, overlap_thresh, stuff_area_thresh],
         "classes": [[c["id"], c["name"], c["isthing"]] for c in classes.to_categories()],
         "images": None if images is None else os.path.abspath(images),
     }
     targets = {name: list_files(output, name, ("coco",))["coco"] for name in names}
-    summary, finished = Summary(), []
-    with lock_output(output / ".lock", "a prediction"):
-        since = record_run(output, settings, dict(zip(names, files, strict=True)), overwrite, targets)
-        remove_temporaries(output)
+    summary, manifest = Summary(), Manifest(output)
+    with lock_output(output / ".lock", "a prediction") as is_alone:
+        since = record_settings(output, settings, overwrite)
+        record_inputs(manifest, read_manifests(output, entries.__contains__), entries, overwrite, targets)
+        if is_alone:
+            remove_temporaries(output)
         for name, file in zip(tqdm(names, desc="fuse", unit="image"), files, strict=True):
             if not overwrite and is_fresh(targets[name], since, file):
-                finished.append(name)
+                manifest.finish(name)
                 summary.skipped += 1
                 summary.written += targets[name]
                 continue
@@ -113,19 +122,24 @@ def convert_raw(
                     stuff_area_thresh=stuff_area_thresh,
                 )
                 if images is not None:
-                    panoptic_seg, segments = resize_panoptic(panoptic_seg, segments, *_size(Path(images), name))
+                    panoptic_seg, segments = resize_panoptic(
+                        panoptic_seg, segments, *_size(Path(images), name, images_of)
+                    )
                 blank = np.empty((*panoptic_seg.shape, 0), np.uint8)  # the COCO files do not need the image
                 result = PanopticResult.from_fusion(blank, panoptic_seg.numpy(), segments, classes)
                 summary.written += write_formats(result, output, name, ("coco",))
-                finished.append(name)
+                manifest.finish(name)
             except UserError as error:
+                manifest.finish(name, str(error))
                 summary.fail(error)
-        assemble_coco(output, finished, ids)
+        assemble_coco(output, list_coco_images(output, read_manifests(output)))
     return summary
 
 
-def _size(images: Path, name: str) -> tuple[int, int]:
-    """Return the (height, width) of the image that a raw prediction was made of."""
+def _size(images: Path, name: str, images_of: dict[str, str]) -> tuple[int, int]:
+    """Return the (height, width) of the image that a raw prediction was made of, which a record may name."""
+    if name in images_of and (images / images_of[name]).is_file():
+        return read_image_size(images / images_of[name])
     for suffix in IMAGE_SUFFIXES:
         for path in (images / f"{name}{suffix}", images / f"{name}{suffix.upper()}"):
             if path.is_file():

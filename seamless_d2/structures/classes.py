@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Color = tuple[int, int, int]
 #: The semantic label of void. Labels have 8 bits in files and in Detectron2, so that there are at most 255 classes.
 VOID_LABEL = 255
+#: In maps without a list of segments, an id is the label times this number plus the number of the instance.
+LABEL_DIVISOR = 1000
 
 
 def default_colors(count: int) -> list[Color]:
@@ -173,7 +175,7 @@ class Classes:
             "stuff_colors": [list(color) for color in self.colors],
             "stuff_dataset_id_to_contiguous_id": {d: k for k, d in enumerate(self.dataset_ids)},
             "ignore_label": VOID_LABEL,
-            "label_divisor": 1000,
+            "label_divisor": LABEL_DIVISOR,
         }
 
     def check(self, cfg: Any, source: str) -> None:

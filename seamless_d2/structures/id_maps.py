@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-#: A segment of a panoptic map: a dict with id, isthing, category_id and area, for things also score.
+#: A segment of a panoptic map: a dict with id, isthing, category_id and area, for things also score. Other models leave
+#: out area and score.
 SegmentInfo = dict[str, Any]
 
 #: The number of ids that a panoptic PNG can hold (24 bits).

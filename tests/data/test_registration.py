@@ -152,7 +152,7 @@ def test_builtin_coco_names_get_our_convention(tmp_path) -> None:
         (True, 0),
         (True, 1),
     }
-    assert not hasattr(MetadataCatalog.get(name), "json_file")  # it does not exist; ours is derived
+    assert MetadataCatalog.get(name).json_file == f"panoptic://{name}/instances.json"  # none.json does not exist
     # Ours are left alone.
     register_from_config(cfg, [name])
     assert DatasetCatalog.get(name) == [record]

@@ -83,7 +83,7 @@ def test_parts_add_up_and_keep_the_same_images() -> None:
     for key in ("confusion", "unscored"):
         assert np.array_equal(getattr(total, key), getattr(whole, key))
     np.testing.assert_allclose(total.curve, whole.curve, atol=1e-12)
-    np.testing.assert_allclose(total.quality.iou, whole.quality.iou, atol=1e-12)
+    np.testing.assert_allclose(total.quality.iou_sum, whole.quality.iou_sum, atol=1e-12)
     assert total.images == whole.images == 30
     ascending = sorted(qualities, key=lambda k: (qualities[k], str(k)))
     descending = sorted(qualities, key=lambda k: (-qualities[k], str(k)))

@@ -12,9 +12,10 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from seamless_d2 import get_config, register_panoptic
+from seamless_d2.data.derived_files import write_instance_json
 from seamless_d2.errors import UserError
 from seamless_d2.evaluation import PanopticEvaluator, build_evaluators
-from seamless_d2.evaluation.ground_truth import SemanticGroundTruth, write_instance_json
+from seamless_d2.evaluation.ground_truth import SemanticGroundTruth
 from seamless_d2.evaluation.instance_evaluator import fused_instances, resize_instances
 from seamless_d2.evaluation.semantic_evaluator import fused_labels
 from seamless_d2.structures.classes import Classes
@@ -139,8 +140,10 @@ def test_given_instance_json_with_crowd(tmp_path: Path) -> None:
     """With a json of the data set's own: detections inside a crowd are not false, and cost without the crowd."""
     results = []
     for crowd in (1, None):
-        name = register(tmp_path / str(crowd))
-        derived = json.loads(write_instance_json(name, tmp_path).read_text())
+        files = write_dataset(tmp_path / str(crowd), {"a": scene(), "b": scene()})
+        name, source = unique_name(), unique_name()
+        register_panoptic(source, **files)
+        derived = json.loads(write_instance_json(source, tmp_path).read_text())
         kept = [a for a in derived["annotations"] if not a["iscrowd"] or crowd]
         # One person that is found with a lower score than what lies in the crowd.
         for image in derived["images"]:
@@ -149,7 +152,7 @@ def test_given_instance_json_with_crowd(tmp_path: Path) -> None:
             kept = [*kept, {**person, **square}]
         path = tmp_path / f"instances_{crowd}.json"
         path.write_text(json.dumps({**derived, "annotations": kept}))
-        MetadataCatalog.get(name).json_file = str(path)
+        register_panoptic(name, **files, instance_json=path)
         outputs = []
         for _ in range(2):
             output = imperfect_output()
@@ -175,6 +178,12 @@ def test_semantic_metrics_are_detectron2s(tmp_path: Path, mode: str, boundary: b
         noise = torch.rand(output["sem_seg"].shape, generator=torch.Generator().manual_seed(seed))
         outputs.append({**output, "sem_seg": output["sem_seg"] + 1.2 * noise})
     results = evaluate(name, tmp_path, outputs, EVAL_MODE=mode, BOUNDARY_IOU=boundary)["sem_seg"]
+    for reported in json.loads((tmp_path / "out" / "metrics.json").read_text())["per_class"].values():
+        for key, metric in (("iou", "IoU"), ("boundary_iou", "BoundaryIoU")):
+            if boundary or key == "iou":
+                assert 100 * reported[key] == pytest.approx(results[f"{metric}-{reported['class']}"])
+            else:
+                assert key not in reported
     metadata = MetadataCatalog.get(unique_name())
     metadata.set(
         stuff_classes=[*classes.names, *(["void"] if mode == "panoptic" else [])], ignore_label=255, thing_classes=[]

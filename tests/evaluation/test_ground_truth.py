@@ -9,8 +9,9 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
 from seamless_d2 import get_config, register_panoptic
+from seamless_d2.data.derived_files import write_instance_json
 from seamless_d2.evaluation import build_evaluators
-from seamless_d2.evaluation.ground_truth import SemanticGroundTruth, write_instance_json
+from seamless_d2.evaluation.ground_truth import SemanticGroundTruth
 
 from ..helpers.panoptic_files import scene, unique_name, write_dataset
 

@@ -82,6 +82,7 @@ def test_equals_detectron2s_evaluator(tmp_path: Path) -> None:
         rows = {row["class"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["road", "sky", "car", "person"]
     assert 100 * float(rows["car"]["pq"]) == pytest.approx(ours["PQ-car"]) and rows["car"]["kind"] == "thing"
+    assert rows["car"]["category_id"] == "7" and 0 < float(rows["road"]["iou"]) < 1
     assert int(rows["road"]["tp"]) + int(rows["road"]["fn"]) == 5
 
 

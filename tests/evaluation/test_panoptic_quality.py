@@ -20,6 +20,8 @@ from ..helpers.reference import ASSETS, SHARED
 
 CATEGORIES = [{"id": 3 * i + 2, "name": f"c{i}", "isthing": int(i % 2), "color": [i, i, i]} for i in range(7)]
 
+Images = list[tuple[np.ndarray, list[dict]]]
+
 
 def random_map(random: np.random.RandomState, size: tuple[int, int], crowds: bool) -> tuple[np.ndarray, list[dict]]:
     """Rectangles of random classes with ids up to 2^24, some void, several crowd regions of a class."""
@@ -39,7 +41,7 @@ def random_map(random: np.random.RandomState, size: tuple[int, int], crowds: boo
     return ids, measure_segments(ids, segments)
 
 
-def write(root: Path, name: str, images: list[tuple[np.ndarray, list[dict]]]) -> Path:
+def write(root: Path, name: str, images: Images) -> Path:
     (root / name).mkdir()
     annotations = []
     for number, (ids, segments) in enumerate(images):
@@ -52,6 +54,19 @@ def write(root: Path, name: str, images: list[tuple[np.ndarray, list[dict]]]) ->
     }
     (root / f"{name}.json").write_text(json.dumps(content))
     return root / f"{name}.json"
+
+
+def iou_of_classes(ground_truth: Images, prediction: Images) -> dict[int, float | None]:
+    """The IoU of each category over the pixels that the ground truth labels, None where it has none of them."""
+    true, found = (
+        np.concatenate([sum((ids == s["id"]) * s["category_id"] for s in info) + 0 * ids for ids, info in images], None)
+        for images in (ground_truth, prediction)
+    )
+    true, found = true[true > 0], found[true > 0]
+    return {
+        c: ((true == c) & (found == c)).sum() / ((true == c) | (found == c)).sum() if (true == c).any() else None
+        for c in (category["id"] for category in CATEGORIES)
+    }
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -85,9 +100,10 @@ def test_random_maps_equal_panopticapi(tmp_path: Path, seed: int) -> None:
     sums = pq_compute_single_core(0, pairs, *folders, {c["id"]: c for c in CATEGORIES})
     ways: dict[str, dict[str, Any]] = {"threads": {"workers": 2}, "one": {"workers": 1}}
     if with_hotcoco.PanopticEval is not None:
-        ways["hotcoco"] = {}
+        ways["hotcoco"] = {"class_iou": False}
         assert read_pairs(*files).quality_by_hotcoco() is not None
-    for options in ways.values():
+    class_iou = iou_of_classes(ground_truth, prediction)
+    for way, options in ways.items():
         result, _ = evaluate_files(*files, **options)
         for part in ("All", "Things", "Stuff"):
             for key in ("pq", "sq", "rq", "n"):
@@ -96,8 +112,11 @@ def test_random_maps_equal_panopticapi(tmp_path: Path, seed: int) -> None:
             found = result["per_class"][category]
             for key in ("pq", "sq", "rq"):
                 assert found[key] == pytest.approx(values[key], abs=1e-9)
-            for key in ("tp", "fp", "fn", "iou"):
-                assert found[key] == pytest.approx(getattr(sums[category], key), abs=1e-9)
+            for key in ("tp", "fp", "fn"):
+                assert found[key] == getattr(sums[category], key)
+            assert found["sq"] * found["tp"] == pytest.approx(sums[category].iou, abs=1e-9)
+            expected_iou = None if way == "hotcoco" else class_iou[category]
+            assert found["iou"] == pytest.approx(expected_iou, abs=1e-12)
         assert sum(v["tp"] for v in result["per_class"].values()) > 3
 
 
@@ -151,13 +170,13 @@ def test_the_originals_own_measure() -> None:
         predicted_ids, predicted = original_image(data, case["case"], "pred")
         statistics = PanopticStatistics(256)
         statistics.add(match_image(gt_ids, ground_truth, predicted_ids, predicted, rules="original"))
-        for key in ("iou", "tp", "fp", "fn"):
-            assert getattr(statistics, key).sum() == pytest.approx(case[key], abs=1e-4), (case["case"], key)
+        for key, expected in (("iou_sum", "iou"), ("tp", "tp"), ("fp", "fp"), ("fn", "fn")):
+            assert getattr(statistics, key).sum() == pytest.approx(case[expected], abs=1e-4), (case["case"], key)
 
 
 def test_original_mean_counts_absent_classes_as_zero() -> None:
     statistics = PanopticStatistics(4)
-    statistics.tp[0], statistics.iou[0] = 2, 1.5
+    statistics.tp[0], statistics.iou_sum[0] = 2, 1.5
     assert statistics.average()["pq"] == 0.75 and statistics.average()["n"] == 1
     assert statistics.average(rules="original")["pq"] == 0.75 / 4
     assert statistics.average(np.array([False, True, True, True])) == {"pq": 0, "sq": 0, "rq": 0, "n": 0}

@@ -77,8 +77,10 @@ def test_page_is_complete_in_itself(tmp_path: Path, number: int, images: bool) -
     with open(tmp_path / "per_class.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(metrics["per_class"]) == number and metrics["images"] == 6
-    for row, values in zip(rows, metrics["per_class"], strict=True):
-        assert float(row["pq"]) == values["pq"] and int(row["tp"]) == values["tp"] and row["box_ap"] == ""
+    for row, (category, values) in zip(rows, metrics["per_class"].items(), strict=True):
+        assert row["category_id"] == category and list(row) == ["category_id", *values] and "box_ap" not in row
+        assert float(row["pq"]) == values["pq"] and int(row["tp"]) == values["tp"]
+        assert values["iou"] is None or 0 <= float(row["iou"]) == values["iou"] <= 1
     assert f"<b>{100 * metrics['All']['pq']:.1f}</b><span>PQ</span>" in text
 
 
@@ -86,17 +88,26 @@ def test_results_of_the_heads_are_shown(tmp_path: Path) -> None:
     results = {
         "segm": {"AP": 12.5, "AP-class 2": 25.0, "AP-class 3": float("nan")},
         "bbox": {"AP": 13.5, "AP-class 2": 27.0, "AP-class 3": -1.0},
-        "sem_seg": {"mIoU": 44.25, "IoU-<road> & sky": 61.0, "IoU-class 1": float("nan")},
+        "sem_seg": {
+            **{"mIoU": 44.25, "IoU-<road> & sky": 61.0, "IoU-class 1": float("nan")},
+            **{"BoundaryIoU-<road> & sky": 31.25, "BoundaryIoU-class 1": float("nan"), "BoundaryIoU-class 2": 20.25},
+        },
     }
     images = [random_image(np.random.RandomState(0))]
     _, text = write(tmp_path, 4, images, False, results=results)
     assert "<b>12.5</b><span>mask AP</span>" in text and "<b>44.2</b><span>mIoU</span>" in text
     per_class = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)["per_class"]
-    assert per_class[2]["mask_ap"] == 0.25 and per_class[3]["mask_ap"] is None and per_class[3]["box_ap"] is None
-    assert per_class[0]["semantic_iou"] == 0.61 and per_class[1]["semantic_iou"] is None
+    assert per_class["7"]["mask_ap"] == 0.25 and per_class["8"]["mask_ap"] is None and per_class["8"]["box_ap"] is None
+    assert per_class["5"]["iou"] == 0.61 and per_class["6"]["iou"] is None
+    assert [per_class[i]["boundary_iou"] for i in "5678"] == [0.3125, None, 0.2025, None]
+    assert "<th>boundary IoU</th>" in text and "<td>31.2</td>" in text
+    with open(tmp_path / "per_class.csv", newline="") as file:
+        assert [row["boundary_iou"] for row in csv.DictReader(file)] == ["0.3125", "", "0.2025", ""]
     statistics = DatasetStatistics(4)
     table = format_tables(make_classes(4), statistics, "panopticapi", results)
-    assert "mIoU 44.25" in table and "box AP 13.50" in table
+    assert "mIoU 44.25   boundary mIoU 25.75   box AP 13.50" in table and "boundary IoU" in table and "31.25" in table
+    del results["sem_seg"], results["bbox"]
+    assert "boundary" not in format_tables(make_classes(4), statistics, "panopticapi", results)
 
 
 def test_nothing_to_show(tmp_path: Path) -> None:

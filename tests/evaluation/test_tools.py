@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
-from seamless_d2.config import load_config
+from seamless_d2.config import list_keys, load_config
 from seamless_d2.data.mapper import SeamlessMapper
 from seamless_d2.data.registration import load_panoptic_json
 from seamless_d2.data.toy_streets import write_toy_streets
@@ -59,7 +58,10 @@ def test_evaluate_predictions(tmp_path: Path, tool) -> None:
     assert results[0] == results[1] and set(results[0]) == {"All", "Things", "Stuff", "per_class"}
     # The crowd of persons is predicted as a segment, which the crowd excuses.
     assert results[0]["All"] == {"pq": 1, "sq": 1, "rq": 1, "n": 3}
-    assert results[0]["per_class"]["7"] == {"pq": 1, "sq": 1, "rq": 1, "tp": 4, "fp": 0, "fn": 0, "iou": 4}
+    quality = {"pq": 1, "sq": 1, "rq": 1, "tp": 4, "fp": 0, "fn": 0, "iou": 1}
+    assert results[0]["per_class"]["7"] == {"class": "car", "kind": "thing", **quality}
+    report = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert report["per_class"] == results[0]["per_class"]
     for options, words in (
         (("--images", tmp_path), "add --output"),
         (("--workers", "0"), "at least 1"),
@@ -126,9 +128,12 @@ def test_tuned_thresholds_give_what_they_promise(tmp_path: Path, toy_config: Pat
     promised = {
         row.split()[0]: float(row.split()[4]) for row in text.splitlines() if row.startswith(("now ", "found "))
     }
-    found = yaml.safe_load((tmp_path / "t.yaml").read_text())["MODEL"]["PANOPTIC_FPN"]["COMBINE"]
     overrides = text.strip().splitlines()[-1].split()
-    assert dict(zip([k.rsplit(".", 1)[-1] for k in overrides[::2]], map(float, overrides[1::2]), strict=True)) == found
+    # The file is a whole config, with the names of the classes.
+    tuned = list_keys(load_config(tmp_path / "t.yaml"))
+    given = list_keys(load_config(toy_config, [*keys, *overrides, "MODEL.WEIGHTS", weights]))
+    different = {key for key in tuned if tuned[key] != given[key] and not isinstance(tuned[key], CfgNode)}
+    assert different <= {f"MODEL.SEAMLESS.CLASS_{part}" for part in ("NAMES", "COLORS", "DATASET_IDS")}, different
     measured = {}
     for name, settings in (("now", []), ("found", overrides)):
         cfg = load_config(toy_config, [*keys, *settings, "MODEL.SEAMLESS.OUTPUTS", "['panoptic_seg']"])

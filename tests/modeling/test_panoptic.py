@@ -23,7 +23,7 @@ from seamless_d2 import register_panoptic
 from seamless_d2.data.mapper import SeamlessMapper
 from seamless_d2.data.toy_streets import write_toy_streets
 from seamless_d2.errors import UserError
-from seamless_d2.evaluation.ground_truth import SemanticGroundTruth, write_instance_json
+from seamless_d2.evaluation.ground_truth import SemanticGroundTruth
 from seamless_d2.modeling import SeamlessPanoptic, fuse_panoptic
 from seamless_d2.modeling.panoptic import OUTPUTS
 from seamless_d2.structures.classes import Classes
@@ -431,7 +431,6 @@ def test_stock_panoptic_evaluator(toy_cfg: CfgNode, dataset: str, tmp_path: Path
 
 
 def test_stock_instance_evaluator(toy_cfg: CfgNode, dataset: str, tmp_path: Path) -> None:
-    MetadataCatalog.get(dataset).json_file = str(write_instance_json(dataset, tmp_path))
     evaluator = COCOEvaluator(dataset, ("bbox", "segm"), False, str(tmp_path), use_fast_impl=False)
     result = evaluate(toy_cfg, dataset, evaluator)
     assert set(result) == {"bbox", "segm"} and all(0 <= result[k]["AP"] <= 100 for k in result)
@@ -442,7 +441,7 @@ def test_stock_instance_evaluator(toy_cfg: CfgNode, dataset: str, tmp_path: Path
 
 
 def test_stock_semantic_evaluator(toy_cfg: CfgNode, dataset: str, tmp_path: Path) -> None:
-    evaluator = SemSegEvaluator(dataset, False, str(tmp_path), sem_seg_loading_fn=SemanticGroundTruth(dataset))
+    evaluator = SemSegEvaluator(dataset, False, str(tmp_path))
     result = evaluate(toy_cfg, dataset, evaluator)["sem_seg"]
     assert 0 <= result["mIoU"] <= 100 and 0 <= result["pACC"] <= 100
     # Every labelled pixel of the two scenes was judged.

@@ -2,6 +2,7 @@
 
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from seamless_d2 import PanopticResult, Predictor
 from seamless_d2.data.registration import load_panoptic_json
 from seamless_d2.errors import UserError
 from seamless_d2.io import save_image
-from seamless_d2.prediction.batch.coco_folder import assemble_coco, number_images, read_image_ids
+from seamless_d2.prediction.batch.coco_folder import assemble_coco, find_images, number_images, read_image_ids
 from seamless_d2.prediction.formats import FORMATS, write_formats
 from seamless_d2.prediction.result import HeadOutputs
+from seamless_d2.structures.coco_json import CocoFile
 
 from ..helpers.images import make_image
 from ..helpers.panoptic_files import CLASSES
@@ -50,11 +52,23 @@ def test_segments_are_typed() -> None:
     assert result().segments_info[0]["bbox"] == [10, 25, 20, 10]
 
 
+def test_results_compare_and_say_what_they_are() -> None:
+    one, two, empty = result(), result(), result(False)
+    assert one == two and hash(one) == hash(two) and len({one, two, empty}) == 2
+    assert one != empty and one != "text"
+    assert one != replace(one, panoptic_seg=np.zeros_like(one.panoptic_seg)) and one != replace(one, segments=[])
+    assert repr(one) == "PanopticResult(50x70, 2 things, 1 stuff: car 0.88, person 0.62, road)"
+    assert repr(empty) == "PanopticResult(50x70, 0 things, 0 stuff)"
+    assert repr(replace(one, segments=3 * one.segments)).endswith("person 0.62, ...)")
+
+
 def test_coco_files_are_read_by_the_official_programs(tmp_path: Path) -> None:
     names = ["a", "deep/b", "empty"]
     for name in names:
         write_formats(result(name != "empty"), tmp_path, name, ["coco"])
-    panoptic_json, instance_json = assemble_coco(tmp_path, names)
+    panoptic_json, instance_json = assemble_coco(
+        tmp_path, {name: (number, f"{name}.jpg") for number, name in enumerate(names, 1)} | {"none": (4, "none.jpg")}
+    )
     # panopticapi: a prediction judged against itself is perfect.
     quality = pq_compute(str(panoptic_json), str(panoptic_json))
     assert quality["All"]["pq"] == 1.0 and quality["All"]["n"] == 3
@@ -66,7 +80,7 @@ def test_coco_files_are_read_by_the_official_programs(tmp_path: Path) -> None:
         Image.fromarray(make_image()).save(tmp_path / "images" / f"{name}.jpg")
     content = json.loads(panoptic_json.read_text())
     assert [i["id"] for i in content["images"]] == [1, 2, 3]
-    assert [i["file_name"] for i in content["images"]] == ["a.png", "deep/b.png", "empty.png"]
+    assert [i["file_name"] for i in content["images"]] == ["a.jpg", "deep/b.jpg", "empty.jpg"]
     # pycocotools: instances as results on a data set of the same categories.
     ground_truth = COCO()
     ground_truth.dataset = {"images": content["images"], "annotations": [], "categories": content["categories"]}
@@ -82,7 +96,7 @@ def test_coco_files_are_read_by_the_official_programs(tmp_path: Path) -> None:
 
 def test_detectron2_loads_the_panoptic_json(tmp_path: Path) -> None:
     write_formats(result(), tmp_path, "7", ["coco"])
-    panoptic_json, _ = assemble_coco(tmp_path, ["7"])
+    panoptic_json, _ = assemble_coco(tmp_path, {"7": (None, "7.jpg")})
     Image.fromarray(make_image()).save(tmp_path / "7.jpg")
     from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 
@@ -149,16 +163,23 @@ def test_one_image_json_and_saving(tmp_path: Path) -> None:
 
 
 def test_image_ids(tmp_path: Path) -> None:
-    assert number_images(["000000139", "b/000285"]) == {"000000139": 139, "b/000285": 285}
-    assert number_images(["a", "b"]) == {"a": 1, "b": 2}
-    assert number_images(["a/1", "b/1"]) == {"a/1": 1, "b/1": 2}
+    assert number_images({"000000139": None, "285": None}) == {"000000139": 139, "285": 285}
+    two = number_images({"a/1": None, "b/1": None})
+    # They do not depend on what else there is.
+    assert two == {name: number_images({name: None, "c": None})[name] for name in two}
+    assert len(set(two.values())) == 2 and all(0 <= number < 2**53 for number in two.values())
+    assert number_images({"7": None, "07": None, "a": 7})["a"] == 7
+    assert len(set(number_images({"7": None, "07": None, "a": 7}).values())) == 3
+    with pytest.raises(UserError, match="images a and b have the same id 1; predict them into two folders"):
+        number_images({"a": 1, "b": 1})
     (tmp_path / "ground_truth.json").write_text(
         json.dumps({"images": [{"id": "frankfurt_1", "file_name": "frankfurt/frankfurt_1_leftImg8bit.png"}]})
     )
     ids = read_image_ids(tmp_path / "ground_truth.json")
-    assert number_images(["frankfurt_1_leftImg8bit"], ids) == {"frankfurt_1_leftImg8bit": "frankfurt_1"}
+    (image,) = find_images(["frankfurt_1_leftImg8bit"], ids).values()
+    assert (image.id, image.file_name) == ("frankfurt_1", "frankfurt/frankfurt_1_leftImg8bit.png")
     with pytest.raises(UserError, match="image x is not in the json"):
-        number_images(["x"], ids)
+        find_images(["x"], ids)
     with pytest.raises(UserError, match=r"none\.json"):
         read_image_ids(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("[1]")
@@ -177,12 +198,13 @@ def test_raw_keeps_only_its_own_numbers(tmp_path: Path) -> None:
 
 
 def test_image_ids_that_are_not_certain() -> None:
-    known = {"x/a": 1, "y/a": 2, "b": 3}
-    assert number_images(["x/a", "y/a", "deep/b"], known) == {"x/a": 1, "y/a": 2, "deep/b": 3}
+    known = {name: CocoFile(id=k, file_name=f"{name}.jpg") for k, name in enumerate(["x/a", "y/a", "b"], 1)}
+    found = find_images(["x/a", "y/a", "deep/b"], known)
+    assert {name: image.id for name, image in found.items()} == {"x/a": 1, "y/a": 2, "deep/b": 3}
     with pytest.raises(UserError, match="image a stands in several folders"):
-        number_images(["a"], known)
+        find_images(["a"], known)
     with pytest.raises(UserError, match="images b and deep/b are one image"):
-        number_images(["b", "deep/b"], known)
+        find_images(["b", "deep/b"], known)
 
 
 def test_no_jpeg_is_that_wide(tmp_path: Path) -> None:

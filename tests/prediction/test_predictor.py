@@ -28,6 +28,25 @@ def test_array_file_and_list_agree(predictor, tmp_path) -> None:
     assert single.overlay().shape[1] / single.overlay().shape[0] == pytest.approx(70 / 50)
 
 
+def test_other_forms_of_images(predictor) -> None:
+    image = make_image()
+    expected = predictor.predict(image)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for other in (tensor, tensor.contiguous(), Image.fromarray(image), Image.fromarray(image).convert("RGBA")):
+        assert predictor.predict(other) == expected
+    lazy = predictor.predict(iter([image, tensor]))
+    assert not isinstance(lazy, list) and list(lazy) == [expected, expected]
+    asked = []
+    lazy = predictor.predict(asked.append(k) or image for k in range(3))
+    assert not asked and next(lazy) == expected and asked == [0]
+    assert predictor.predict((image,)) == [expected] and predictor.predict([]) == []
+    for wrong in (tensor.float(), torch.zeros(2, 50, 70, dtype=torch.uint8), None, {"image": image}, 3):
+        with pytest.raises(UserError, match="an image must be a file, an image of Pillow, .*; convert it"):
+            predictor.predict(wrong)
+
+
 def test_default_predictor_gives_the_same_map(predictor) -> None:
     cfg = predictor.cfg.clone()
     cfg.MODEL.SEAMLESS.OUTPUTS = ["panoptic_seg", "instances", "sem_seg"]
@@ -122,7 +141,7 @@ def test_tracking_reads_no_more_than_it_needs_and_names_what_is_wrong(predictor,
         (tmp_path / "none.mp4", {}, "none.mp4 cannot be opened"),
         ("s3://bucket/a.mp4", {}, "its scheme is none of"),
         (97, {}, "camera 97 cannot be opened"),
-        ([make_image()], {"stride": 2}, "stride can be given for files, URLs and cameras; slice"),
+        ([make_image()], {"stride": 2}, "stride can be given for files, URLs and cameras; slice the images"),
         (tmp_path / "none.mp4", {"stride": 0}, "--stride"),
     ]:
         with pytest.raises(UserError, match=sentence):  # before the first frame is asked for

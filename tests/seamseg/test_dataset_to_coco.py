@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from seamless_d2 import get_config, register_seamseg
@@ -181,7 +182,7 @@ def test_direct_registration_is_evaluated(root, tmp_path, monkeypatch) -> None:
     assert results["sem_seg"]["mIoU"] == pytest.approx(100)
     cfg.MODEL.SEAMLESS.OUTPUTS = ["instances"]
     build_evaluators(cfg, name)
-    things = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
+    things = json.loads(Path(PathManager.get_local_path(MetadataCatalog.get(name).json_file)).read_text())
     assert len(things["annotations"]) == 5
     cfg.DATASETS.PANOPTIC = [["x", "old"]]
     with pytest.raises(UserError, match="root, split"):

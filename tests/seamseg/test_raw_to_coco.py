@@ -162,3 +162,16 @@ def test_other_thresholds_are_not_mixed_in(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "coco" / "panoptic.json").read_text())["annotations"][0]["segments_info"] == []
     with pytest.raises(UserError, match="must be between 0 and 1"):
         convert_raw(*arguments, score_thresh=50)
+
+
+def test_renamed_files_of_a_prediction_find_their_images(model_files, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for k, name in enumerate(("a.jpg", "a.png")):
+        Image.fromarray(make_image(50 + k, 70 + k)).save(tmp_path / "in" / name)
+    predictor = Predictor(*model_files, device="cpu", raw=True)
+    predict_files(predictor, [tmp_path / "in"], tmp_path / "raw", ["raw"])
+    assert (tmp_path / "raw" / "a_png.pth.tar").is_file()
+    summary = convert_raw(tmp_path / "raw", tmp_path / "coco", predictor.classes, images=tmp_path / "in")
+    assert not summary.failures
+    images = json.loads((tmp_path / "coco" / "panoptic.json").read_text())["images"]
+    assert [(i["file_name"], i["height"]) for i in images] == [("a.jpg", 50), ("a.png", 51)]

@@ -117,12 +117,13 @@ class Evaluations:
         return self._from_tensors(COCOPanopticEvaluator)
 
     def files_ours(self) -> dict[str, float]:
-        return _percent(evaluate_files(self.root / "prediction.json", self.root / "ground_truth.json")[0])
+        files = self.root / "prediction.json", self.root / "ground_truth.json"
+        return _percent(evaluate_files(*files, class_iou=False)[0])
 
     def files_own_pass(self) -> dict[str, float]:
-        """Ours without hotcoco, as the reports take it."""
+        """Ours without hotcoco, as the IoU of classes and the reports need it."""
         files = read_pairs(self.root / "prediction.json", self.root / "ground_truth.json")
-        return _percent(summarize(accumulate(files).quality, files))
+        return _percent(summarize(accumulate(files), files))
 
     def files_other(self) -> dict[str, float]:
         arguments = ("ground_truth.json", "prediction.json", "ground_truth", "prediction")

@@ -1,82 +1,163 @@
 """The COCO json files of a whole folder of predictions, joined from those of its images."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import msgspec
 
 from ...errors import UserError
-from ...io import read_json, write_json
-from ...structures.coco_json import ImageList, read_json_as
+from ...io import atomic_write, read_bytes
+from ...structures.coco_json import CocoFile, ImageList, read_json_as
+
+# Ids are whole numbers that a float64 holds, which some readers of json take numbers for.
+_ID_BITS = 52
 
 
-def read_image_ids(gt_json: str | Path) -> dict[str, int | str]:
-    """Read the ids of the ``images`` of a COCO json, by their file names without suffix.
+def read_image_ids(gt_json: str | Path) -> dict[str, CocoFile]:
+    """Read the ``images`` of a COCO json, by their file names without suffix.
 
     Raises:
         UserError: The file is missing, or is no COCO json.
     """
     images = read_json_as(gt_json, "json of --image-ids", ImageList).images
-    return {Path(image.file_name).with_suffix("").as_posix(): image.id for image in images}
+    return {Path(image.file_name).with_suffix("").as_posix(): image for image in images}
 
 
-def number_images(names: Sequence[str], image_ids: dict[str, int | str] | None = None) -> dict[str, int | str]:
-    """Give every image an id: that of its data set if known, else the number that is its name, else 1, 2, ...
+def number_images(names: Mapping[str, int | str | None]) -> dict[str, int | str]:
+    """Give every image an id that does not depend on other images: the number that is its name, else a hash of it.
+
+    Args:
+        names: From the names of the images, without suffix, which may contain folders, to ids that are given.
+
+    Returns:
+        The ids by name. Of two names with one id, the later one in alphabetical order gets another.
+
+    Raises:
+        UserError: Two images have the same given id.
+    """
+    owner: dict[int | str, str] = {}
+    for name, given in names.items():
+        if given is not None and (other := owner.setdefault(given, name)) != name:
+            raise UserError(f"images {other} and {name} have the same id {given}; predict them into two folders")
+    found: dict[str, int | str] = {name: number for number, name in owner.items()}
+    for name in sorted(names.keys() - found.keys()):
+        number, salt = int(name) if name.isascii() and name.isdecimal() and len(name) < 16 else -1, 0
+        while number < 0 or number in owner:
+            digest = hashlib.blake2b(f"{name}{salt or ''}".encode(), digest_size=8).digest()
+            number, salt = int.from_bytes(digest) >> (64 - _ID_BITS), salt + 1
+        found[name] = number
+        owner[number] = name
+    return found
+
+
+def find_images(names: Iterable[str], images: Mapping[str, CocoFile]) -> dict[str, CocoFile]:
+    """Find images in those of their data set, by the whole name, then by its last part.
 
     Args:
         names: The names of the images, without suffix; may contain folders.
-        image_ids: The ids that ``read_image_ids`` returns; looked up by the whole name, then by its last part.
+        images: What ``read_image_ids`` returns.
 
     Raises:
-        UserError: ``image_ids`` lacks an image or has several ids for it, or two images would get one id.
+        UserError: An image is not there or is there several times, or two names are one image.
     """
-    if image_ids is None:
-        numbers = [Path(name).name for name in names]
-        if all(n.isdecimal() and n.isascii() for n in numbers) and len({int(n) for n in numbers}) == len(numbers):
-            return {name: int(n) for name, n in zip(names, numbers, strict=True)}
-        return {name: number for number, name in enumerate(names, 1)}
-    by_last_part: dict[str, list[int | str]] = {}
-    for name, value in image_ids.items():
+    by_last_part: dict[str, list[CocoFile]] = {}
+    for name, value in images.items():
         by_last_part.setdefault(Path(name).name, []).append(value)
-    found: dict[str, int | str] = {}
+    found: dict[str, CocoFile] = {}
     owner: dict[int | str, str] = {}
     for name in names:
-        values = [image_ids[name]] if name in image_ids else by_last_part.get(Path(name).name, [])
+        values = [images[name]] if name in images else by_last_part.get(Path(name).name, [])
         if len(values) != 1:
             problem = "stands in several folders of" if values else "is not in"
             raise UserError(f"image {name} {problem} the json of --image-ids; give the json of its data set")
         found[name] = values[0]
-        if (other := owner.setdefault(values[0], name)) != name:
+        if (other := owner.setdefault(values[0].id, name)) != name:
             raise UserError(f"images {other} and {name} are one image in the json of --image-ids; leave out one")
     return found
 
 
-def assemble_coco(
-    folder: Path, names: Iterable[str], image_ids: dict[str, int | str] | None = None
-) -> tuple[Path, Path] | None:
-    """Join the json files of all images into panoptic.json and instances.json (COCO results).
+def assemble_coco(folder: Path, names: Mapping[str, tuple[int | str | None, str]]) -> tuple[Path, Path] | None:
+    """Join the json files of all images into panoptic.json and instances.json (COCO results), in bounded memory.
 
     Args:
         folder: The folder of the predictions.
-        names: The names of the images; those without a finished file are left out.
-        image_ids: See ``number_images``.
+        names: From the names of the images to their ids (None for those of ``number_images``) and file names; images
+            without a json are left out.
 
     Returns:
         The two files, or None if no image is finished.
+
+    Raises:
+        UserError: Two images have the same id, or a json is damaged.
     """
-    finished = {n: p for n in sorted(set(names)) if (p := folder / "panoptic" / f"{n}.json").is_file()}
-    numbers = number_images(list(finished), image_ids)
-    panoptic: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
-    instances: list[dict[str, Any]] = []
-    for name, path in finished.items():
-        content = read_json(path, "prediction")
-        number = numbers[name]
-        panoptic["images"] += [{**i, "id": number} for i in content["images"]]
-        panoptic["annotations"] += [{**a, "image_id": number} for a in content["annotations"]]
-        panoptic["categories"] = content["categories"]
-        instances += [{"image_id": number, **i} for i in content["instances"]]
+    finished = sorted(name for name in names if _sidecar(folder, name).is_file())
     if not finished:
         return None
+    numbers = number_images({name: names[name][0] for name in finished})
+    return write_coco(folder, ((numbers[name], names[name][1], _read(_sidecar(folder, name))) for name in finished))
+
+
+def write_coco(
+    folder: Path,
+    images: Iterable[tuple[int | str, str, dict[str, Any]]],
+    categories: list[dict[str, Any]] | None = None,
+) -> tuple[Path, Path]:
+    """Write panoptic.json and instances.json of images, one at a time.
+
+    Args:
+        folder: The folder of the two files.
+        images: The id, the file name and the json of each image.
+        categories: The categories; default those of the last image.
+
+    Returns:
+        The two files.
+    """
     files = folder / "panoptic.json", folder / "instances.json"
-    write_json(files[0], panoptic)
-    write_json(files[1], instances)
+    with (
+        atomic_write(files[0]) as panoptic,
+        atomic_write(files[1]) as instances,
+        tempfile.TemporaryFile() as annotations,
+    ):
+        panoptic.write(b'{"images": [')
+        instances.write(b"[")
+        content: dict[str, Any] = {"categories": []}
+        written = [0, 0, 0]
+        for number, file_name, content in images:
+            parts = (
+                (panoptic, [{**i, "id": number, "file_name": file_name} for i in content["images"]]),
+                (annotations, [{**a, "image_id": number} for a in content["annotations"]]),
+                (instances, [{"image_id": number, **i} for i in content["instances"]]),
+            )
+            for k, (file, values) in enumerate(parts):
+                _append(file, values, written[k])
+                written[k] += len(values)
+        panoptic.write(b'], "annotations": [')
+        annotations.seek(0)
+        shutil.copyfileobj(annotations, panoptic)
+        panoptic.write(b'], "categories": ' + msgspec.json.encode(categories or content["categories"]) + b"}")
+        instances.write(b"]")
     return files
+
+
+def _sidecar(folder: Path, name: str) -> Path:
+    return folder / "panoptic" / f"{name}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = msgspec.json.decode(read_bytes(path, "prediction"))
+        if isinstance(content, dict) and {"images", "annotations", "categories", "instances"} <= content.keys():
+            return content
+    except msgspec.DecodeError:
+        pass
+    raise UserError(f"prediction {path} is damaged; remove it and predict the image again")
+
+
+def _append(file: IO[bytes], values: list[dict[str, Any]], count: int) -> None:
+    """Append values to a json array of so many values."""
+    for number, value in enumerate(values, count):
+        file.write((b", " if number else b"") + msgspec.json.encode(value))

@@ -1,12 +1,11 @@
 """Which outputs of an earlier run can be kept.
 
-An output folder has two records: the settings and the input files that its files were made of. A file counts as
-finished if both still agree and it is newer than they are.
+An output folder records the settings (settings.json) and the inputs (its manifest) that its files were made of. A file
+counts as finished if both still agree and it is newer than they are.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,64 +14,93 @@ from detectron2.config import CfgNode
 
 from ...errors import UserError
 from ...io import write_json
+from ...locks import lock_output
+from ..formats import list_files
 from ..options import PredictionOptions
+from .manifest import DONE, Entry, Manifest
 
 SETTINGS_FILE = "settings.json"
-INPUTS_FILE = "inputs.json"
+# What is recorded of a video, see ``read_frames``, of which no frame is finished.
+NO_FRAMES: dict[str, Any] = {"frames": 0, "selection": None, "formats": [], "live": False}
+# Seconds that processes wait for each other to look at the settings.
+_PATIENCE = 60
 
 
-def record_run(
-    output: Path,
-    settings: dict[str, Any],
-    inputs: Mapping[str, Path],
-    overwrite: bool,
-    outputs: Mapping[str, Iterable[Path]],
-) -> int:
-    """Record what an output folder is about to hold.
+def record_settings(output: Path, settings: dict[str, Any], overwrite: bool) -> int:
+    """Record the settings of what an output folder holds; several processes may do so at a time.
 
     Args:
         output: The folder, created if needed.
         settings: What the results depend on besides the inputs, as json values.
-        inputs: The input file of each name.
-        overwrite: Whether other settings and other inputs may replace those that are recorded.
-        outputs: The files that are made of each name.
+        overwrite: Whether other settings may replace those that are recorded.
 
     Returns:
         The time of the settings in nanoseconds since the epoch; older files were made with others (see ``is_fresh``).
 
     Raises:
-        UserError: The folder holds results of other settings, of other inputs under the same names, or files of others
-            under the names of results.
+        UserError: The folder holds results of other settings.
     """
-    earlier = _read(output / SETTINGS_FILE)
-    if earlier is not None and not overwrite:
-        different = sorted(k for k in settings.keys() | earlier.keys() if settings.get(k) != earlier.get(k))
-        if different:
-            raise UserError(
-                f"{output} holds predictions made with other settings ({', '.join(different)}); choose another "
-                "folder, or do them again with --overwrite"
-            )
-    known = _read(output / INPUTS_FILE) or {}
-    now = {name: _fingerprint(path) for name, path in inputs.items()}
-    for name, (path, *state) in now.items():
+    with lock_output(output / ".settings.lock", "a prediction", patience=_PATIENCE):
+        earlier = _read(output / SETTINGS_FILE)
+        if earlier is not None and not overwrite:
+            different = sorted(k for k in settings.keys() | earlier.keys() if settings.get(k) != earlier.get(k))
+            if different:
+                raise UserError(
+                    f"{output} holds predictions made with other settings ({', '.join(different)}); choose another "
+                    "folder, or do them again with --overwrite"
+                )
+        if earlier is None or overwrite:
+            # Its time divides the files: a run with --overwrite that is interrupted resumes where it was.
+            write_json(output / SETTINGS_FILE, settings, indent=2)
+    return read_since(output)
+
+
+def read_since(output: Path) -> int:
+    """Return what ``record_settings`` returned for the settings of a folder; 0 if it has none."""
+    path = output / SETTINGS_FILE
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def record_inputs(
+    manifest: Manifest,
+    known: Mapping[str, Entry],
+    inputs: Mapping[str, Entry],
+    overwrite: bool,
+    outputs: Mapping[str, Iterable[Path]],
+) -> None:
+    """Record the inputs of what an output folder is about to hold.
+
+    Args:
+        manifest: The manifest that new and changed inputs are added to.
+        known: The entries of these inputs in all manifests of the folder.
+        inputs: The inputs as they are now, by name.
+        overwrite: Whether other inputs may replace those that are recorded.
+        outputs: The files that are made of each name.
+
+    Raises:
+        UserError: The folder holds results of other inputs under the same names, or files of others under the names of
+            results.
+    """
+    for name, entry in inputs.items():
         before = known.get(name)
         # The same file in another place is a folder that was moved; a changed file in the same place is done again.
-        if before is not None and before[0] != path and before[1:] != state and not overwrite:
+        if before and before.source != entry.source and not before.is_same_file(entry) and not overwrite:
             raise UserError(
-                f"{output} holds predictions of another file called {name} ({before[0]}, now {path}); choose another "
-                "folder, or do them again with --overwrite"
+                f"{manifest.path.parent} holds predictions of another file called {name} ({before.source}, now "
+                f"{entry.source}); choose another folder, or do them again with --overwrite"
             )
     foreign = [p for name, paths in outputs.items() if name not in known for p in paths if p.exists()]
     if foreign:
         raise UserError(
             f"{foreign[0]} exists and was not written by this program; choose another folder, or move it away"
         )
-    if known | now != known:
-        write_json(output / INPUTS_FILE, known | now)
-    if earlier is None or overwrite:
-        # Its time divides the files: a run with --overwrite that is interrupted resumes where it was.
-        write_json(output / SETTINGS_FILE, settings, indent=2)
-    return (output / SETTINGS_FILE).stat().st_mtime_ns
+    manifest.add(
+        {
+            name: entry
+            for name, entry in inputs.items()
+            if overwrite or name not in known or known[name].as_pending() != entry
+        }
+    )
 
 
 def is_fresh(files: Iterable[Path], since: int, source: Path | None = None) -> bool:
@@ -83,6 +111,37 @@ def is_fresh(files: Iterable[Path], since: int, source: Path | None = None) -> b
         return all(path.stat().st_mtime_ns >= since for path in files)
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def read_frames(output: Path, name: str, since: int, source: Path | None = None) -> dict[str, Any]:
+    """Return the record of the finished frames and formats of a video; see ``is_fresh`` for the other arguments."""
+    record = frames_record(output, name)
+    found = _read(record) if is_fresh([record], since, source) else None
+    return found if found and found.keys() == NO_FRAMES.keys() else NO_FRAMES
+
+
+def frames_record(output: Path, name: str) -> Path:
+    """Return the file that says which frames of a video are finished."""
+    return output / f"{name}.frames.json"
+
+
+def name_frame(name: str, number: int) -> str:
+    """Return the name of the outputs of a frame, 1, 2, ..., of a video."""
+    return f"{name}/{number:06d}"
+
+
+def list_coco_images(output: Path, entries: Mapping[str, Entry]) -> dict[str, tuple[int | str | None, str]]:
+    """Return the images and frames of all inputs that are done in the form that ``assemble_coco`` takes."""
+    since = read_since(output)
+    found: dict[str, tuple[int | str | None, str]] = {}
+    for name, entry in entries.items():
+        if entry.kind != "image":
+            for number in range(1, read_frames(output, name, since)["frames"] + 1):
+                frame = name_frame(name, number)
+                found[frame] = None, f"{frame}.png"
+        elif entry.outcome == DONE and is_fresh(list_files(output, name, ("coco",))["coco"], since):
+            found[name] = entry.image_id, entry.image
+    return found
 
 
 def get_prediction_settings(config: CfgNode, options: PredictionOptions) -> dict[str, Any]:
@@ -117,12 +176,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise UserError(f"{path} was not written by this program; choose another folder")
     return content
-
-
-def _fingerprint(path: Path) -> list[str | int]:
-    """Return the path of a file, and its size and time if it exists."""
-    try:
-        state = path.stat()
-    except OSError:
-        return [os.path.abspath(path)]
-    return [os.path.abspath(path), state.st_size, state.st_mtime_ns]

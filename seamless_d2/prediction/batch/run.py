@@ -1,9 +1,8 @@
 """Prediction of files, folders, lists, videos and cameras into files: the body of ``tools/predict.py``."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,29 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ...errors import UserError
-from ...io import read_json, remove_temporaries, summarize_failures, write_json
+from ...io import remove_temporaries, summarize_failures, write_json
 from ...locks import lock_output
 from ...parallel import map_parallel
 from ..formats import check_formats, list_files, write_formats
-from ..frames import Frames, Selection, redact
+from ..frames import Frames, Selection
 from ..options import PredictionOptions
 from ..predictor import Predictor
-from .coco_folder import assemble_coco, number_images, read_image_ids
+from .coco_folder import assemble_coco, find_images, read_image_ids
+from .manifest import DONE, FAILED, Entry, Manifest, describe_file, read_manifests
 from .pipeline import Job, run_jobs
-from .resume import get_prediction_settings, is_fresh, record_run
+from .resume import (
+    NO_FRAMES,
+    frames_record,
+    get_prediction_settings,
+    is_fresh,
+    list_coco_images,
+    read_frames,
+    record_inputs,
+    record_settings,
+)
+from .shards import Shard
 from .sources import Source, check_output, find_sources
-from .video_job import VideoJob, frame_name, list_videos
+from .video_job import VideoJob, list_videos
 
 
 @dataclass
@@ -45,12 +55,12 @@ class Summary:
         self.failures.append(str(error))
         tqdm.write(f"error: {error}")
 
-    def report(self, output: Path) -> None:
+    def report(self, output: Path, shard: Shard | None = None) -> None:
         """Print what was written to ``output``; raise ``UserError`` that lists the failures, if there are any."""
         skipped = f", {self.skipped} inputs were finished before" if self.skipped else ""
         print(f"{len(self.written)} files in {output}{skipped}")
         if self.failures:
-            sentences = summarize_failures(self.failures, output / "failures.txt")
+            sentences = summarize_failures(self.failures, output / f"failures{f'-{shard.label}' if shard else ''}.txt")
             raise UserError(f"{len(self.failures)} inputs failed:\n  {sentences}")
 
 
@@ -62,6 +72,8 @@ def predict_files(
     *,
     overwrite: bool = False,
     image_ids: str | Path | None = None,
+    shard: Shard | None = None,
+    retry_failed: bool = False,
     **selection: Any,
 ) -> Summary:
     """Predict everything that ``inputs`` name; outputs keep the folder structure.
@@ -72,7 +84,10 @@ def predict_files(
         output: The output folder, created if needed.
         formats: Registered formats, see ``formats.FORMATS``.
         overwrite: Whether to predict finished inputs again.
-        image_ids: A COCO json whose image ids the images get; default numbers.
+        image_ids: A COCO json whose image ids and file names the images get; default see ``number_images``.
+        shard: The part of the inputs that is predicted. Processes with other parts may write into the same folder at
+            the same time, and ``merge_predictions`` joins what they leave. Default all inputs.
+        retry_failed: Whether to try inputs again that failed before and have not changed.
         selection: The fields of ``Selection``, which frames of videos are predicted: start, stop, stride, max_frames.
 
     Raises:
@@ -80,8 +95,11 @@ def predict_files(
             another model, of other settings or of other inputs of the same names.
     """
     settings = get_prediction_settings(predictor.cfg, predictor.options)
-    with lock_output(check_output(output) / ".lock", "a prediction"):
-        run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, Selection(**selection))
+    frames = Selection(**selection)
+    with _lock(check_output(output), shard) as is_alone:
+        run = _Run.prepare(
+            settings, inputs, output, formats, overwrite, image_ids, frames, is_alone, shard, retry_failed
+        )
         summary = run.predict(predictor, run.sources)
         run.assemble()
     return summary
@@ -97,6 +115,8 @@ def predict_files_on(
     *,
     overwrite: bool = False,
     image_ids: str | Path | None = None,
+    shard: Shard | None = None,
+    retry_failed: bool = False,
     **selection: Any,
 ) -> Summary:
     """Do the work of ``predict_files`` in one process per device; each takes every n-th input.
@@ -105,13 +125,16 @@ def predict_files_on(
         devices: The devices, for instance ["cuda:0", "cuda:1"].
         config: The configuration of the model, with its MODEL.WEIGHTS.
         options: The options of each process's ``Predictor``.
-        inputs, output, formats, overwrite, image_ids, selection: See ``predict_files``.
+        inputs, output, formats, overwrite, image_ids, shard, retry_failed, selection: See ``predict_files``.
     """
     settings = get_prediction_settings(options.apply(config), options)
     killed = "a process was killed, perhaps for want of memory; start the same command again to resume"
     summary = Summary()
-    with lock_output(check_output(output) / ".lock", "a prediction"):
-        run = _Run.prepare(settings, inputs, output, formats, overwrite, image_ids, Selection(**selection))
+    frames = Selection(**selection)
+    with _lock(check_output(output), shard) as is_alone:
+        run = _Run.prepare(
+            settings, inputs, output, formats, overwrite, image_ids, frames, is_alone, shard, retry_failed
+        )
         shares = [(device, run.sources[k :: len(devices)]) for k, device in enumerate(devices)]
         work = partial(_predict_share, run, config, options)
         with closing(map_parallel(work, shares, len(devices), killed, start_method="spawn")) as results:
@@ -130,6 +153,20 @@ def _predict_share(
     return run.predict(Predictor(config, None, device, **asdict(options)), sources) if sources else Summary()
 
 
+@contextmanager
+def _lock(output: Path, shard: Shard | None) -> Iterator[bool]:
+    """Hold the lock of an output folder, which shards share; yield whether nothing else writes into the folder."""
+    if shard is None:
+        with lock_output(output / ".lock", "a prediction") as is_held:
+            yield is_held
+    else:
+        with (
+            lock_output(output / ".lock", "shards of a prediction", shared=True),
+            lock_output(output / f".lock-{shard.label}", f"shard {shard} of a prediction"),
+        ):
+            yield False
+
+
 @dataclass(frozen=True)
 class _Run:
     """One run: what is read, and where it goes."""
@@ -138,10 +175,13 @@ class _Run:
     output: Path
     formats: tuple[str, ...]
     overwrite: bool
-    image_ids: dict[str, int | str] | None
     selection: Selection
     settings: dict[str, Any]
-    since: int  # see ``record_run``
+    since: int  # see ``record_settings``
+    manifest: Manifest
+    known: dict[str, Entry]  # what became of these inputs before
+    is_shard: bool
+    retry_failed: bool
 
     @classmethod
     def prepare(
@@ -153,25 +193,57 @@ class _Run:
         overwrite: bool,
         image_ids: str | Path | None,
         selection: Selection,
+        is_alone: bool,
+        shard: Shard | None,
+        retry_failed: bool,
     ) -> "_Run":
         output, formats = Path(output), check_formats(formats)
-        sources = find_sources(inputs, output)
-        ids = None if image_ids is None else read_image_ids(image_ids)
-        if ids is not None:  # an image without an id is told now, not after the last image
-            number_images([s.name for s in sources if s.kind == "image"], ids)
-        files = {s.name: s.path for s in sources if isinstance(s.path, Path)}
-        outputs = {s.name: _list_outputs(s, output, formats) for s in sources if s.name in files}
-        since = record_run(output, settings, files, overwrite, outputs)
-        remove_temporaries(output)
-        return cls(sources, output, formats, overwrite, ids, selection, settings, since)
+        if shard is not None and overwrite:
+            raise UserError("--overwrite would take the results of other shards away; choose another --output")
+        sources = [s for s in find_sources(inputs, output) if shard is None or shard.takes(s.name)]
+        entries = {s.name: describe_file(s.path, s.relative, s.kind) for s in sources}
+        if image_ids is not None:  # an image without an id is told now, not after the last image
+            images = find_images((s.name for s in sources if s.kind == "image"), read_image_ids(image_ids))
+            entries |= {name: replace(entries[name], image_id=i.id, image=i.file_name) for name, i in images.items()}
+        since = record_settings(output, settings, overwrite)
+        manifest = Manifest(output, shard.label if shard else "")
+        known = read_manifests(output, entries.__contains__)
+        outputs = {s.name: _list_outputs(s, output, formats) for s in sources if s.kind != "camera"}
+        record_inputs(manifest, known, entries, overwrite, outputs)
+        known = {name: entry for name, entry in known.items() if entry.as_pending() == entries[name]}
+        if is_alone:
+            remove_temporaries(output)
+        return cls(
+            sources,
+            output,
+            formats,
+            overwrite,
+            selection,
+            settings,
+            since,
+            manifest,
+            known,
+            shard is not None,
+            retry_failed,
+        )
 
     def predict(self, predictor: Predictor, sources: list[Source]) -> Summary:
         """Predict some of the sources, and report on them."""
         summary = Summary()
         images = [s for s in sources if s.kind == "image"]
-        todo = [s for s in images if self.overwrite or not self._finished(s, self.formats)]
-        summary.skipped = len(images) - len(todo)
-        failed = self._predict_images(predictor, todo, summary)
+        todo, failed = [], set()
+        for source in images:
+            before = self.known.get(source.name)
+            if not self.overwrite and self._finished(source, self.formats):
+                summary.skipped += 1
+                if before is None or before.outcome != DONE:  # a kill came between the files and their record
+                    self.manifest.finish(source.name)
+            elif before and before.outcome == FAILED and not (self.overwrite or self.retry_failed):
+                failed.add(source.name)
+                summary.failures.append(f"{before.reason} (in an earlier run; --retry-failed tries it again)")
+            else:
+                todo.append(source)
+        failed |= self._predict_images(predictor, todo, summary)
         for source in images:
             if source.name not in failed:
                 summary.written += _list_outputs(source, self.output, self.formats)
@@ -181,6 +253,7 @@ class _Run:
         return summary
 
     def _finished(self, source: Source, formats: Iterable[str]) -> bool:
+        """Return whether the files of an image are there."""
         return is_fresh(_list_outputs(source, self.output, formats), self.since, source.path)
 
     def _predict_images(self, predictor: Predictor, todo: list[Source], summary: Summary) -> set[str]:
@@ -195,6 +268,7 @@ class _Run:
         failed = set()
         outcomes = zip(todo, run_jobs(predictor, jobs), strict=True)
         for source, (_, error) in tqdm(outcomes, desc="predict", unit="image", total=len(todo), disable=not todo):
+            self.manifest.finish(source.name, None if error is None else str(error))
             if error is not None:
                 failed.add(source.name)
                 summary.fail(error)
@@ -202,72 +276,48 @@ class _Run:
 
     def _try_video(self, predictor: Predictor, source: Source, summary: Summary) -> None:
         try:
-            record = self._frames_record(source)
+            record = frames_record(self.output, source.name)
             earlier = self._finished_frames(source)
             job = VideoJob(self.output, source.name, self.formats, self._made_of(source))
             finished = set(self.formats) <= set(earlier["formats"]) and is_fresh(job.videos.values(), self.since)
+            lost = None
             if finished and not earlier["live"] and not self.overwrite:
                 summary.skipped += 1
             else:
                 if self.overwrite:
                     job.remove_parts()
-                elif isinstance(source.path, str):
-                    self._check_url(source)
                 frames = Frames(source.path, self.selection)
                 record.unlink(missing_ok=True)  # until the last frame is there
                 count, lost = job.run(predictor, frames)
                 formats = sorted({*earlier["formats"], *self.formats})
                 content = {"frames": count, "selection": asdict(self.selection), "formats": formats}
-                write_json(record, {**content, "live": frames.is_live, "source": redact(source.path)})
-                if lost is not None:
-                    summary.fail(lost)
+                write_json(record, {**content, "live": frames.is_live})
             job.remove_parts()
             summary.written += job.videos.values()
+            self.manifest.finish(source.name, None if lost is None else str(lost))
+            if lost is not None:
+                summary.fail(lost)
         except UserError as error:
+            self.manifest.finish(source.name, str(error))
             summary.fail(error)
 
     def _made_of(self, source: Source) -> dict[str, Any]:
         """Return all that the frames of a video depend on."""
-        state = source.path.stat() if isinstance(source.path, Path) and source.path.exists() else None
-        file = [redact(source.path)] if state is None else [state.st_size, state.st_mtime_ns]
-        return {"settings": self.settings, "source": file, "selection": asdict(self.selection)}
-
-    def _frames_record(self, source: Source) -> Path:
-        return self.output / f"{source.name}.frames.json"
+        entry = describe_file(source.path, source.relative, source.kind)
+        # A file is still the same in another place.
+        state = list(entry.state) or entry.source
+        return {"settings": self.settings, "source": state, "selection": asdict(self.selection)}
 
     def _finished_frames(self, source: Source) -> dict[str, Any]:
         """Return the record of the finished frames and formats of a video; empty if it is of other settings."""
-        record = self._frames_record(source)
         path = source.path if isinstance(source.path, Path) else None
-        done = json.loads(record.read_text(encoding="utf-8")) if is_fresh([record], self.since, path) else {}
-        other_url = path is None and done.get("source") != redact(source.path)
-        if other_url or "formats" not in done or done.get("selection") != asdict(self.selection):
-            return {"frames": 0, "formats": [], "live": False}
-        return done
-
-    def _check_url(self, source: Source) -> None:
-        """Raise ``UserError`` if the results under the name of a URL are those of another one."""
-        record = self._frames_record(source)
-        before = read_json(record, "record").get("source") if record.is_file() else None
-        if before not in (None, redact(source.path)):
-            raise UserError(
-                f"{self.output} holds predictions of another address called {source.name} ({before}, now "
-                f"{redact(source.path)}); choose another folder, or do them again with --overwrite"
-            )
-
-    def _names(self) -> Iterator[str]:
-        """Yield the names of all finished images and frames."""
-        for source in self.sources:
-            if source.kind != "image":
-                frames = self._finished_frames(source)["frames"]
-                yield from (frame_name(source.name, number) for number in range(1, frames + 1))
-            elif self._finished(source, ("coco",)):
-                yield source.name
+        done = read_frames(self.output, source.name, self.since, path)
+        return done if done["selection"] == asdict(self.selection) else NO_FRAMES
 
     def assemble(self) -> None:
-        """Write the COCO json files of everything that is finished."""
-        if "coco" in self.formats:
-            assemble_coco(self.output, self._names(), self.image_ids)
+        """Write the COCO json files of everything in the folder that is finished; shards leave that to a merge."""
+        if "coco" in self.formats and not self.is_shard:
+            assemble_coco(self.output, list_coco_images(self.output, read_manifests(self.output)))
 
 
 def _list_outputs(source: Source, output: Path, formats: Iterable[str]) -> list[Path]:

@@ -1,5 +1,6 @@
 """The inputs of a prediction: images, folders, text lists, videos, streams and webcams."""
 
+import glob
 import os
 import re
 from collections.abc import Iterable
@@ -7,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from tqdm import tqdm
+
 from ...errors import UserError
 from ...io import read_text
 from ..frames import find_scheme, redact, to_source
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".jp2")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -23,11 +26,13 @@ class Source:
         path: The file, the number of a webcam, or a URL.
         name: The name of its outputs: the path relative to the given folder, without suffix, unique in a run.
         kind: "image", "video", "camera" or "stream", which is a URL.
+        relative: The path relative to the given folder, with its suffix.
     """
 
     path: Path | int | str
     name: str
     kind: str
+    relative: str
 
 
 def find_sources(inputs: Iterable[str | Path], output: Path | None = None) -> list[Source]:
@@ -36,7 +41,7 @@ def find_sources(inputs: Iterable[str | Path], output: Path | None = None) -> li
     Args:
         inputs: Images, videos, folders (searched recursively), text files (.txt: one path a line, relative to the
             working folder or to the list; empty lines and those that begin with # are skipped), URLs of videos and
-            streams, and webcam numbers.
+            streams, webcam numbers, and patterns such as "in/**/*.jpg" that the shell has left alone.
         output: A folder that is not searched, so that results do not become inputs.
 
     Raises:
@@ -53,6 +58,8 @@ def find_sources(inputs: Iterable[str | Path], output: Path | None = None) -> li
             found += [(p, PurePosixPath(p.relative_to(path).as_posix()), _kind(p)) for p in _walk(path, output)]
         elif str(given).isdecimal() and not path.exists():
             found.append((int(str(given)), PurePosixPath(f"camera{given}"), "camera"))
+        elif not path.exists() and glob.has_magic(str(given)):
+            found += _match(str(given))
         elif not path.exists():
             raise UserError(f"input {path} does not exist; check the path")
         elif path.suffix.lower() == ".txt":
@@ -63,7 +70,7 @@ def find_sources(inputs: Iterable[str | Path], output: Path | None = None) -> li
     if not found:
         suffixes = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         raise UserError(f"no images or videos ({suffixes}) in {', '.join(map(str, inputs))}")
-    return _name(found)
+    return name_inputs(found)
 
 
 def check_output(output: str | Path) -> Path:
@@ -96,15 +103,30 @@ def _walk(folder: Path, output: Path | None) -> list[Path]:
     def fail(error: OSError) -> None:
         raise UserError(f"folder {error.filename} cannot be read ({error.strerror}); check its permissions")
 
-    files = []
+    files, others = [], 0
     for top, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         here = Path(top).resolve()
         # A link to a folder above would be searched for ever.
         above = {here, *here.parents}
         targets = {name: (Path(top) / name).resolve() for name in folders}
         folders[:] = [name for name in folders if targets[name] not in above and targets[name] != skipped]
-        files += [Path(top) / name for name in names if not name.startswith(".") and _kind(Path(name))]
+        visible = [name for name in names if not name.startswith(".")]
+        usable = [name for name in visible if _kind(Path(name))]
+        others += len(visible) - len(usable)
+        files += [Path(top) / name for name in usable]
+    if others:
+        tqdm.write(f"{folder}: {others} files that are neither images nor videos are passed over")
     return sorted(p for p in files if p.is_file())
+
+
+def _match(pattern: str) -> list[tuple[Path, PurePosixPath, str]]:
+    """List the files that a pattern names; their names are relative to its last folder without wildcards."""
+    paths = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
+    if not paths:
+        raise UserError(f"no file matches {pattern!r}; check the pattern")
+    parts = Path(pattern).parts
+    root = Path(*parts[: next(k for k, part in enumerate(parts) if glob.has_magic(part))])
+    return [(p, PurePosixPath(p.relative_to(root).as_posix()), _kind(p) or "image") for p in paths]
 
 
 def _kind(path: Path) -> str:
@@ -133,7 +155,7 @@ def _relative(path: Path, shared: Path) -> PurePosixPath:
     return PurePosixPath(*parts or ["unnamed"])
 
 
-def _name(found: list[tuple[Path | int | str, PurePosixPath, str]]) -> list[Source]:
+def name_inputs(found: list[tuple[Path | int | str, PurePosixPath, str]]) -> list[Source]:
     """Give every input its own name: ``a``, then ``a_png`` for an a.png beside a.jpg, then ``a_png_2`` ...
 
     A video's name is no folder of other inputs (``clip_mp4`` for a clip.mp4 beside clip/): its frames go into one.
@@ -150,5 +172,5 @@ def _name(found: list[tuple[Path | int | str, PurePosixPath, str]]) -> list[Sour
         while name in forbidden:
             name, number = f"{base}_{number}", number + 1
         taken.add(name)
-        sources.append(Source(path, name, kind))
+        sources.append(Source(path, name, kind, relative.as_posix()))
     return sources

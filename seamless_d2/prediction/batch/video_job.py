@@ -25,6 +25,7 @@ from ..predictor import Predictor
 from ..result import PanopticResult
 from ..tracking import Tracker
 from .pipeline import Job, run_jobs
+from .resume import name_frame
 from .video_file import join_videos, write_video
 
 #: Seconds of the source in a part.
@@ -34,11 +35,6 @@ PART_SECONDS = 30.0
 def list_videos(output: Path, name: str, formats: Iterable[str]) -> dict[str, Path]:
     """Return the video of each format that makes one."""
     return {f: output / f"{name}_{f}.mp4" for f in formats if FORMATS[f].is_image}
-
-
-def frame_name(name: str, number: int) -> str:
-    """Return the name of the outputs of a frame, which are counted from 1."""
-    return f"{name}/{number:06d}"
 
 
 @dataclass
@@ -154,7 +150,7 @@ class VideoJob:
                 for format, encoder in encoders.items():
                     encoder.write(result.overlay(labels=format == "labelled"))
                 if self._per_frame:
-                    write_formats(result, self._output, frame_name(self._name, frame), self._per_frame)
+                    write_formats(result, self._output, name_frame(self._name, frame), self._per_frame)
                 reached.frames, reached.seconds = frame, seconds
 
             jobs = (

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from seamless_d2.errors import UserError
-from seamless_d2.prediction.batch.resume import is_fresh, record_run
+from seamless_d2.prediction.batch.resume import is_fresh, record_settings
 from seamless_d2.prediction.batch.run import predict_files
 
 from ...helpers.images import make_image
@@ -17,15 +17,15 @@ from ...helpers.videos import write_clip
 def test_an_overwriting_run_that_was_cut_off_leaves_nothing_old_that_counts(tmp_path: Path) -> None:
     source, old, new = tmp_path / "a.png", tmp_path / "out" / "old", tmp_path / "out" / "new"
     source.touch()
-    output, inputs = tmp_path / "out", {"a": source}
-    record_run(output, {"thresh": 1}, inputs, False, {})
+    output = tmp_path / "out"
+    record_settings(output, {"thresh": 1}, False)
     old.touch()
     os.utime(old, ns=(1, old.stat().st_mtime_ns - 10**9))
     with pytest.raises(UserError, match=r"other settings \(thresh\)"):
-        record_run(output, {"thresh": 2}, inputs, False, {})
-    since = record_run(output, {"thresh": 2}, inputs, True, {})
+        record_settings(output, {"thresh": 2}, False)
+    since = record_settings(output, {"thresh": 2}, True)
     new.touch()
-    assert record_run(output, {"thresh": 2}, inputs, False, {}) == since  # the restart
+    assert record_settings(output, {"thresh": 2}, False) == since  # the restart
     assert is_fresh([new], since) and not is_fresh([new, old], since)
     assert not is_fresh([new, tmp_path / "gone"], since)
     os.utime(source, ns=(1, new.stat().st_mtime_ns + 1))
@@ -49,7 +49,7 @@ def test_foreign_settings_are_not_replaced(tmp_path: Path) -> None:
     for text in ("[1]", "{"):
         (tmp_path / "settings.json").write_text(text)
         with pytest.raises(UserError, match=r"settings\.json was not written by this program"):
-            record_run(tmp_path, {}, {}, True, {})
+            record_settings(tmp_path, {}, True)
         assert (tmp_path / "settings.json").read_text() == text
 
 

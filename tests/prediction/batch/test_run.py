@@ -196,7 +196,7 @@ def test_killed_anywhere(model_files, tmp_path: Path, request: pytest.FixtureReq
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "700 files" in output and "were finished before" in output
-    assert check_whole(tmp_path / "out") == 100 * 7 + 4  # and panoptic, instances, settings and inputs
+    assert check_whole(tmp_path / "out") == 100 * 7 + 4  # and panoptic, instances, settings and the manifest
     assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]) == 100
     assert not [p for p in (tmp_path / "out").rglob(".*.tmp*") if p.is_file()], (
         "temporary files of the first run are left"

@@ -29,6 +29,24 @@ def test_folders_are_searched_and_names_unique(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_passed_over_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    names = ["a.gif", "b.AVIF", "c.jp2", "notes.md", "deep/d.csv", "deep/e.jpg", ".hidden.md"]
+    touch(*(tmp_path / name for name in names))
+    assert [s.relative for s in find_sources([tmp_path])] == ["a.gif", "b.AVIF", "c.jp2", "deep/e.jpg"]
+    assert "2 files that are neither images nor videos are passed over" in capsys.readouterr().out
+
+
+def test_patterns(tmp_path: Path) -> None:
+    touch(tmp_path / "in" / "1" / "a.jpg", tmp_path / "in" / "2" / "a.jpg", tmp_path / "in" / "2" / "[b].png")
+    found = find_sources([f"{tmp_path}/in/*/*.jpg"])
+    assert [(s.name, s.relative) for s in found] == [("1/a", "1/a.jpg"), ("2/a", "2/a.jpg")]
+    assert len(find_sources([f"{tmp_path}/**/*"])) == 3
+    # A file that is called like a pattern is a file.
+    assert [s.name for s in find_sources([tmp_path / "in" / "2" / "[b].png"])] == ["[b]"]
+    with pytest.raises(UserError, match="no file matches"):
+        find_sources([f"{tmp_path}/*.tif"])
+
+
 def test_lists_and_cameras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "lists" / "x" / "a.jpg", tmp_path / "abs" / "b.jpg", tmp_path / "here.png")
     monkeypatch.chdir(tmp_path)

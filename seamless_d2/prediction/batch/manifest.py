@@ -1,0 +1,146 @@
+"""The manifest of an output folder: its inputs, and what became of each.
+
+A manifest is a text file to which lines of json are appended, so that a killed process loses no more than the line that
+it was writing. Each writer has its own: manifest.jsonl, or manifest-3-of-8.jsonl of a shard. All those of a folder
+together are its manifest.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ..frames import redact
+
+PENDING, DONE, FAILED = "pending", "done", "failed"
+_FILES = "manifest*.jsonl"
+# The attributes of an entry that do not change.
+_INPUT = ("source", "state", "image", "kind", "image_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One input.
+
+    Attributes:
+        source: The absolute path or the address of the input.
+        state: Its size in bytes and the time of its last change in nanoseconds; empty if it is not there.
+        image: The name of the image in COCO files: with its suffix, relative to the folder that was given, or its name
+            in the data set of ``image_id``.
+        kind: "image", "video", "camera" or "stream".
+        image_id: The id of the image in its data set, if one was given.
+        outcome: ``PENDING``, ``DONE`` or ``FAILED``.
+        reason: Why it failed.
+    """
+
+    source: str
+    state: tuple[int, ...]
+    image: str
+    kind: str = "image"
+    image_id: int | str | None = None
+    outcome: str = PENDING
+    reason: str = ""
+
+    def as_pending(self) -> "Entry":
+        """Return the entry of an input of which nothing has become yet."""
+        return replace(self, outcome=PENDING, reason="")
+
+    def is_same_file(self, other: "Entry") -> bool:
+        """Return whether both are one file that has not changed, which may have been moved."""
+        return self.state == other.state if self.state or other.state else self.source == other.source
+
+
+def describe_file(path: Path | int | str, image: str, kind: str = "image", image_id: int | str | None = None) -> Entry:
+    """Return the entry of a file as it is now, of a camera or of a URL; see ``Entry``."""
+    if not isinstance(path, Path):
+        return Entry(f"camera {path}" if isinstance(path, int) else redact(path), (), image, kind)
+    try:
+        found = path.stat()
+    except OSError:
+        return Entry(os.path.abspath(path), (), image, kind, image_id)
+    return Entry(os.path.abspath(path), (found.st_size, found.st_mtime_ns), image, kind, image_id)
+
+
+class Manifest:
+    """The manifest of one writer. Several processes may append to it at a time."""
+
+    def __init__(self, folder: Path, label: str = "") -> None:
+        """
+        Args:
+            folder: The output folder.
+            label: What tells this writer from others in the folder, for instance "3-of-8".
+        """
+        self.path = folder / (f"manifest-{label}.jsonl" if label else "manifest.jsonl")
+
+    def add(self, entries: dict[str, Entry]) -> None:
+        """Append inputs by name; their outcome is pending."""
+        if entries:
+            lines = ({"name": name, **{key: getattr(e, key) for key in _INPUT}} for name, e in entries.items())
+            self._append("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    def finish(self, name: str, reason: str | None = None) -> None:
+        """Append that an input is done, or the ``reason`` for which it failed."""
+        outcome = DONE if reason is None else FAILED
+        self._append(json.dumps({"name": name, "outcome": outcome, "reason": reason or ""}) + "\n")
+
+    def _append(self, text: str) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        data = text.encode()
+        with open(self.path, "ab", buffering=0) as file:  # one call of write: lines of several processes do not mix
+            if _is_torn(self.path):
+                data = b"\n" + data
+            file.write(data)
+
+
+def _is_torn(path: Path) -> bool:
+    """Return whether the last line of a file was cut off."""
+    with open(path, "rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def read_manifests(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Entry]:
+    """Read all manifests of a folder, the one that was changed last winning.
+
+    Args:
+        folder: The output folder.
+        wanted: Which names are returned, for folders of which a shard needs a part.
+
+    Returns:
+        The entries by name, in the order in which they were recorded.
+
+    Raises:
+        UserError: A file is no manifest.
+    """
+    found: dict[str, Entry] = {}
+    for path in sorted(folder.glob(_FILES), key=lambda p: (p.stat().st_mtime_ns, p.name)):
+        for line in _read_lines(path):
+            name = line["name"]
+            if not wanted(name):
+                continue
+            if "source" in line:
+                found[name] = Entry(**{key: line[key] for key in _INPUT} | {"state": tuple(line["state"])})
+            elif name in found:
+                found[name] = replace(found[name], outcome=line["outcome"], reason=line["reason"])
+    return found
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the values of a manifest; lines that were cut off by a kill are passed over."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, text in enumerate(file):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = None if number else {}
+            if line is None:
+                continue
+            known = isinstance(line, dict) and isinstance(line.get("name"), str)
+            if not known or not (set(_INPUT) <= line.keys() or {"outcome", "reason"} <= line.keys()):
+                raise UserError(f"{path} was not written by this program; choose another folder")
+            yield line

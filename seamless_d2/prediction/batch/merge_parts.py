@@ -1,0 +1,83 @@
+"""From the files of a job on Ray to COCO's panoptic format."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ...errors import UserError
+from ...io import atomic_write, decode_rgb_png, remove_temporaries, rgb_to_ids
+from ...locks import lock_output
+from ..result import instance_results
+from .coco_folder import number_images, write_coco
+from .part_files import SUFFIXES, Prediction, decode_part
+from .ray_job import SETTINGS_FILE, iterate_blocks
+from .remote_files import Folder
+
+
+def is_job(uri: str) -> bool:
+    """Return whether a folder or address holds the files of a job on Ray."""
+    return SETTINGS_FILE in Folder(uri).list(".json")
+
+
+def merge_parts(uri: str, output: Path, *, partial: bool = False) -> tuple[Path, Path]:
+    """Write panoptic.json, instances.json and the PNGs in the folder panoptic, one part at a time.
+
+    Args:
+        uri: The output of ``predict_on_ray``.
+        output: A folder that is new, empty, or of an earlier merge.
+        partial: Whether parts may be missing and images may have failed.
+
+    Returns:
+        The two jsons.
+
+    Raises:
+        UserError: Parts are missing, images failed, or the output holds files of others.
+    """
+    folder = Folder(uri)
+    settings = json.loads(folder.read(SETTINGS_FILE))
+    format, categories = settings["format"], settings["categories"]
+    parts = [name for name in folder.list(SUFFIXES[format]) if name.startswith("part-")]
+    planned = {block["block"] for block in iterate_blocks(folder)}
+    pending = planned - {part.removesuffix(SUFFIXES[format]) for part in parts}
+    failed = [name for name in folder.list(".parquet") if name.startswith("failures-")]
+    if not partial and (pending or failed):
+        raise UserError(
+            f"{uri}: {len(pending)} of {len(planned)} parts are pending, and {len(failed)} have failures "
+            "(failures-*.parquet); start the job again, or merge what is there with --partial"
+        )
+    if output.is_dir() and next(output.iterdir(), None) and not (output / ".lock").is_file():
+        raise UserError(f"{output} holds files of others; choose a new folder (--output)")
+    with lock_output(output / ".lock", "a merge of predictions") as is_locked:
+        if is_locked:
+            remove_temporaries(output)
+        numbers = number_images({name: None for part in parts for name in _read_names(folder, part, format)})
+
+        def images() -> Iterator[tuple[int | str, str, dict[str, Any]]]:
+            for part in tqdm(parts, "merge", unit="part"):
+                for prediction in decode_part(folder.read(part), format):
+                    with atomic_write(output / "panoptic" / f"{prediction.name}.png") as file:
+                        file.write(prediction.png)
+                    yield numbers[prediction.name], prediction.image, _to_coco(prediction, categories)
+
+        return write_coco(output, images(), categories)
+
+
+def _read_names(folder: Folder, part: str, format: str) -> list[str]:
+    """Return the names of the images of a part."""
+    data = folder.read(part)
+    if format == "parquet":
+        import pyarrow.parquet as pq
+
+        return pq.read_table(io.BytesIO(data), columns=["name"])["name"].to_pylist()
+    return [prediction.name for prediction in decode_part(data, format)]
+
+
+def _to_coco(prediction: Prediction, categories: list[dict[str, Any]]) -> dict[str, Any]:
+    content = prediction.to_coco()
+    ids = rgb_to_ids(decode_rgb_png(prediction.png))
+    segments = content["annotations"][0]["segments_info"]
+    return content | {"instances": instance_results(ids, segments, categories)}

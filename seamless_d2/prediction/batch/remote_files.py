@@ -1,0 +1,204 @@
+"""Folders on this machine or in an object store, through fsspec; files appear whole or not at all."""
+
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import UserError
+from ...io import read_image
+from .sources import IMAGE_SUFFIXES, name_inputs
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+# Columns of Parquet files that hold images, or say where they are.
+_IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "uri", "url", "path", "file_name")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a large job.
+
+    Attributes:
+        name: The name of its results, without suffix, unique in the job.
+        image: Its name with suffix, relative to the input that it was found in.
+        uri: The file that holds it.
+        kind: "file", "tar" or "parquet".
+        column: Of a Parquet file, the column of the images.
+        start: The first byte in a tar file, or the row of a Parquet file.
+        size: The number of bytes in a tar file.
+    """
+
+    name: str
+    image: str
+    uri: str
+    kind: str = "file"
+    column: str = ""
+    start: int = 0
+    size: int = 0
+
+
+class Folder:
+    """A folder that a path or an address such as s3://bucket/folder names."""
+
+    def __init__(self, uri: str) -> None:
+        """
+        Args:
+            uri: The path or address.
+
+        Raises:
+            UserError: The package for this kind of address is not installed, or its address is not known.
+        """
+        self.uri = uri.rstrip("/")
+        self.fs, self.root = open_uri(self.uri)
+
+    def list(self, suffix: str) -> list[str]:
+        """Return the names of the files in the folder that end so, in alphabetical order."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.root, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(name for path in found if (name := PurePosixPath(path).name).endswith(suffix))
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file."""
+        return self.fs.cat_file(f"{self.root}/{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file; it appears whole or not at all, and the last of several writers wins."""
+        path = f"{self.root}/{name}"
+        if "file" in (protocols := self.fs.protocol) or protocols == "file":
+            from ...io import atomic_write
+
+            with atomic_write(path) as file:
+                file.write(data)
+        else:
+            self.fs.pipe_file(path, data)
+
+
+def open_uri(uri: str) -> "tuple[AbstractFileSystem, str]":
+    """Return the file system of a path or address, and the path in it."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(uri)
+    except ImportError as error:
+        raise UserError(f"{uri} cannot be read: {error}") from None
+    except ValueError:
+        raise UserError(f"{uri} is no address that fsspec knows; use a path, s3://, gs:// or abfs://") from None
+
+
+def find_items(inputs: Sequence[str]) -> list[Item]:
+    """List the images of all inputs, in order.
+
+    Args:
+        inputs: Folders, single images, Parquet files and webdataset tar files, or folders of them, and .txt files with
+            one path or address a line; on this machine or in an object store.
+
+    Raises:
+        UserError: An input does not exist or holds no images.
+    """
+    found: list[tuple[Item, PurePosixPath]] = []
+    for uri in inputs:
+        before = len(found)
+        found += _find(uri)
+        if len(found) == before:
+            raise UserError(f"input {uri} does not exist, or holds no images; check it")
+    named = name_inputs([(number, relative, "image") for number, (_, relative) in enumerate(found)])
+    return [
+        Item(s.name, s.relative, i.uri, i.kind, i.column, i.start, i.size)
+        for s, (i, _) in zip(named, found, strict=True)
+    ]
+
+
+def _find(uri: str) -> Iterator[tuple[Item, PurePosixPath]]:
+    fs, root = open_uri(uri)
+    if fs.isfile(root):
+        yield from _find_in_file(fs, uri, root, PurePosixPath(PurePosixPath(root).name))
+        return
+    for path in sorted(fs.find(root)):
+        relative = PurePosixPath(path[len(root) :].lstrip("/"))
+        if not any(part.startswith(".") for part in relative.parts) and _is_used(relative):
+            yield from _find_in_file(fs, f"{uri.rstrip('/')}/{relative}", path, relative)
+
+
+def _is_used(path: PurePosixPath) -> bool:
+    return path.suffix.lower() in (*IMAGE_SUFFIXES, ".tar", ".parquet")
+
+
+def _find_in_file(
+    fs: "AbstractFileSystem", uri: str, path: str, relative: PurePosixPath
+) -> Iterator[tuple[Item, PurePosixPath]]:
+    suffix = relative.suffix.lower()
+    if suffix == ".txt":
+        for line in fs.cat_file(path).decode("utf-8-sig").splitlines():
+            if line.strip() and not line.startswith("#"):
+                yield Item("", "", line.strip()), PurePosixPath(line.strip().split("://")[-1].lstrip("/"))
+    elif suffix == ".tar":
+        with fs.open(path, "rb") as file, tarfile.open(fileobj=file) as archive:
+            for member in archive:
+                inner = PurePosixPath(member.name)
+                if member.isfile() and inner.suffix.lower() in IMAGE_SUFFIXES:
+                    item = Item("", "", uri, "tar", "", member.offset_data, member.size)
+                    yield item, relative.with_suffix("") / inner
+    elif suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        with fs.open(path, "rb") as file:
+            content = pq.ParquetFile(file)
+            column = next((c for c in _IMAGE_COLUMNS if c in content.schema_arrow.names), None)
+            if column is None:
+                raise UserError(f"{uri} has no column of images; name it one of {', '.join(_IMAGE_COLUMNS)}")
+            for row in range(content.metadata.num_rows):
+                yield Item("", "", uri, "parquet", column, row), relative.with_suffix("") / f"{row:06d}.jpg"
+    else:
+        yield Item("", "", uri), relative
+
+
+def load_image(item: Item) -> np.ndarray:
+    """Read and decode an image as (H, W, 3) uint8 RGB.
+
+    Raises:
+        UserError: It cannot be read; the message names it.
+    """
+    try:
+        data = _load_bytes(item)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"image {item.uri} cannot be read ({error}); check it") from None
+    return decode_image(data, item.uri if item.kind == "file" else f"{item.image} in {item.uri}")
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Decode the content of an image file as ``io.read_image`` does; ``name`` is for error messages."""
+    file = io.BytesIO(data)
+    try:
+        return read_image(file)
+    except UserError as error:
+        raise UserError(str(error).replace(str(file), name)) from None
+
+
+def _load_bytes(item: Item) -> bytes:
+    fs, path = open_uri(item.uri)
+    if item.kind == "file":
+        return fs.cat_file(path)
+    if item.kind == "tar":
+        return fs.cat_file(path, item.start, item.start + item.size)
+    import pyarrow.parquet as pq
+
+    with fs.open(path, "rb") as file:
+        content, row = pq.ParquetFile(file), item.start
+        for group in range(content.num_row_groups):
+            rows = content.metadata.row_group(group).num_rows
+            if row < rows:
+                value: Any = content.read_row_group(group, columns=[item.column])[item.column][row].as_py()
+                break
+            row -= rows
+    if isinstance(value, dict):  # Hugging Face's form
+        value = value["bytes"] or value["path"]
+    return value if isinstance(value, bytes) else _load_bytes(Item("", "", value))
