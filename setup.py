@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # What `make docs` builds with.
@@ -17,6 +18,14 @@ EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.
 
 # Reading and writing of videos. Before 17, colors are converted with another matrix than the video's.
 VIDEO = ["av>=17"]
+
+
+class BuildWithoutOwnTools(build_py):
+    """Leaves out the tools that are of use in the repository alone."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)
+        return [m for m in found if package != "seamless_d2.tools" or m[1] not in ("benchmark", "setup_env")]
 
 
 def read_version() -> str:
@@ -42,9 +51,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # configs/ stays at the top level of the repository and is installed as the package data of seamless_d2.configs.
-    packages=[*find_packages(include=["seamless_d2", "seamless_d2.*"]), "seamless_d2.configs"],
-    package_dir={"seamless_d2.configs": "configs"},
+    # configs/ and tools/ stay at the top level of the repository; they are installed as the package data of
+    # seamless_d2.configs and as seamless_d2.tools, whose scripts the command "seamless" runs.
+    packages=[*find_packages(include=["seamless_d2", "seamless_d2.*"]), "seamless_d2.configs", "seamless_d2.tools"],
+    package_dir={"seamless_d2.configs": "configs", "seamless_d2.tools": "tools"},
+    cmdclass={"build_py": BuildWithoutOwnTools},
+    entry_points={"console_scripts": ["seamless=seamless_d2.cli:main"]},
     package_data={"seamless_d2.configs": ["**/*.yaml"], "seamless_d2.demo_page": ["*.js"]},
     # detectron2 and panopticapi are missing here on purpose: no package index has them under these names.
     # tools/setup_env.py installs both without their dependencies, so the list below covers those too.
@@ -89,6 +101,7 @@ setup(
             "gradio>=6.0",
             "playwright>=1.40",
             *VIDEO,
+            "supervision>=0.25",
             *EXPORT,
             *RAY,
             "s3fs>=2024.2",

@@ -1,6 +1,8 @@
 """Fixtures of all tests, and the table of measured differences that the parity tests leave behind."""
 
 import argparse
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,3 +139,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section(title)
         for line in lines:
             terminalreporter.line(line)
+
+
+@pytest.fixture
+def tool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs a tool in this process; returns its exit code or message, and what it printed."""
+
+    def run(name: str, *arguments: object) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(request.config.rootpath / "tools" / name), run_name="__main__")
+        except SystemExit as error:
+            code = error.code
+        captured = capsys.readouterr()
+        return code, captured.out + (captured.err if code == 2 else "")
+
+    return run

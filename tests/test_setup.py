@@ -33,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("building a wheel needs pip and setuptools")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    for name in ("seamless_d2", "configs"):
+    for name in ("seamless_d2", "configs", "tools"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).exists():
@@ -52,8 +52,11 @@ def test_wheel_holds_every_module_and_config(wheel: Path) -> None:
         f"seamless_d2/configs/{f.relative_to(ROOT / 'configs').as_posix()}" for f in ROOT.glob("configs/**/*.yaml")
     }
     modules = {f.relative_to(ROOT).as_posix() for f in ROOT.glob("seamless_d2/**/*.py")}
-    assert configs and modules
-    assert sorted((configs | modules) - inside) == []
+    tools = {f"seamless_d2/tools/{f.name}" for f in ROOT.glob("tools/*.py")}
+    tools -= {f"seamless_d2/tools/{name}.py" for name in ("benchmark", "setup_env")}
+    assert configs and modules and tools
+    assert sorted((configs | modules | tools) - inside) == []
+    assert {name for name in inside if name.startswith("seamless_d2/tools/")} == tools
     assert {name.split("/")[0] for name in inside} == {"seamless_d2", wheel.name.split("-py3")[0] + ".dist-info"}
 
 
@@ -71,6 +74,10 @@ def test_installed_wheel_works_outside_the_repository(wheel: Path, tmp_path: Pat
     assert Path(file).is_relative_to(target)
     assert architecture == "SeamlessPanoptic"
     assert wheel.name.startswith(f"seamless_d2-{version}-")
+    code = "import sys; from seamless_d2.cli import main; sys.argv = ['seamless', *sys.argv[1:]]; main()"
+    for arguments, words in (((), "predict"), (("merge", "--help"), "usage: seamless merge")):
+        result = run_python("-c", code, *arguments, cwd=tmp_path, PYTHONPATH=str(target))
+        assert result.returncode == 0 and words in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("use", ["from seamless_d2 import Predictor", "import seamless_d2.config"])

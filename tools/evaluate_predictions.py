@@ -7,16 +7,20 @@
 The folders of the PNGs default to the paths of the jsons without ".json". The numbers are those of panopticapi, and the
 IoU of each class's pixels. With --output, metrics.json, per_class.csv and report.html are written too; with --images,
 the report shows the images. If the predicted segments_info have a "score", the report has a curve of score thresholds.
+
+Machines that share a folder divide the images: with --shard 1/8 ... --shard 8/8 and --sums FOLDER each leaves its sums
+there, and the same command with --sums alone adds them up, to exactly the numbers of one evaluation.
 """
 
 import argparse
 from pathlib import Path
 
-from seamless_d2.errors import run_tool
-from seamless_d2.evaluation.from_files import evaluate_files, report_files
+from seamless_d2.errors import UserError, run_tool
+from seamless_d2.evaluation.from_files import evaluate_files, read_pairs, report_files, write_sums
 from seamless_d2.evaluation.panoptic_quality import RULES
 from seamless_d2.evaluation.tables import format_averages, format_classes
 from seamless_d2.io import check_output_file, write_json
+from seamless_d2.shard import Shard
 
 
 def main() -> None:
@@ -28,6 +32,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--output", type=Path, help="folder for metrics.json, per_class.csv and report.html")
     parser.add_argument("--images", type=Path, help="folder of the images, for the report")
+    parser.add_argument("--shard", metavar="I/N", help="part of the images, 1/8 ... 8/8, or slurm in a SLURM array")
+    parser.add_argument("--sums", type=Path, help="folder of the sums of shards")
     parser.add_argument("--rules", choices=RULES, default=RULES[0], help="void and crowd rules")
     parser.add_argument("--workers", type=int, help="threads; default one per CPU")
     args = parser.parse_args()
@@ -38,14 +44,22 @@ def main() -> None:
     files = (args.prediction, args.ground_truth, args.pred_dir, args.truth_dir)
     if args.json:
         check_output_file(args.json, args.prediction, args.ground_truth, may_exist=True)
+    options = {"rules": args.rules, "workers": args.workers}
+    if args.shard:
+        if not args.sums or args.json or args.output:
+            raise UserError("a shard leaves its sums in the folder --sums, and has no --json and --output")
+        shard = Shard.parse(args.shard)
+        path = write_sums(read_pairs(*files), args.sums, shard, **options)
+        print(f"the sums of shard {shard} are in {path}")
+        return
     if args.output:
         result, _, tables = report_files(
-            *files, output_dir=args.output, image_dir=args.images, rules=args.rules, workers=args.workers
+            *files, output_dir=args.output, image_dir=args.images, sums=args.sums, **options
         )
         print(tables)
         print(f"\nreport: {args.output / 'report.html'}")
     else:
-        result, _ = evaluate_files(*files, rules=args.rules, workers=args.workers, class_iou=bool(args.json))
+        result, _ = evaluate_files(*files, class_iou=bool(args.json), sums=args.sums, **options)
         print(format_classes(result["per_class"]))
         print(f"\n{format_averages(result)}")
     if args.json:

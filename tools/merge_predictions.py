@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from seamless_d2.errors import UserError, run_tool
-from seamless_d2.prediction.batch.shards import merge_predictions
+from seamless_d2.prediction.batch.merge import merge_predictions
 
 
 def main() -> None:

@@ -42,11 +42,11 @@ from seamless_d2.errors import UserError, run_tool
 from seamless_d2.io import summarize_failures
 from seamless_d2.prediction import Predictor
 from seamless_d2.prediction.batch.run import predict_files, predict_files_on
-from seamless_d2.prediction.batch.shards import Shard
 from seamless_d2.prediction.engines import is_exported, read_exported_config
 from seamless_d2.prediction.frames import parse_time
 from seamless_d2.prediction.options import DEFAULT_SCALES, PredictionOptions
 from seamless_d2.prediction.tiles import DEFAULT_OVERLAP
+from seamless_d2.shard import Shard
 
 
 def size(text: str) -> tuple[int, int]:

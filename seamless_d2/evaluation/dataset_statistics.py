@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from ..io import rgb_to_ids
-from .panoptic_quality import ImageMatch, PanopticStatistics, Segments
+from .panoptic_quality import ImageMatch, PanopticStatistics, Segments, join_iou, split_iou
 
 # The number of steps of the score axis of the curves.
 SCORE_BINS = 100
@@ -42,7 +42,8 @@ class DatasetStatistics:
         quality: The sums of PQ.
         confusion: (C + 1, C + 1) int64 numbers of pixels, true by predicted class; the last class is void. Crowd
             regions have their class.
-        curve: (3, C, SCORE_BINS) sums of matched IoU, TP and FP of the predicted segments of each class by score.
+        curve: (4, C, SCORE_BINS) int64 sums of both parts of matched IoU (``split_iou``), of TP and of FP of the
+            predicted segments of each class by score.
         unscored: (C,) numbers of predicted segments without a score.
         best, worst: The images with the highest and the lowest PQ, in this order, of those in which a segment counts.
         images: The number of images that were added.
@@ -61,7 +62,7 @@ class DatasetStatistics:
         size = self.num_classes
         self.quality = PanopticStatistics(size)
         self.confusion = np.zeros((size + 1, size + 1), np.int64)
-        self.curve = np.zeros((3, size, SCORE_BINS))
+        self.curve = np.zeros((4, size, SCORE_BINS), np.int64)
         self.unscored = np.zeros(size, np.int64)
 
     def add(self, match: ImageMatch, image_id: Any, predicted_map: np.ndarray) -> None:
@@ -106,11 +107,11 @@ class DatasetStatistics:
         pairs = scored[match.columns]
         matched = cells[match.columns][pairs]
         sums = (
-            np.bincount(matched, match.iou[pairs], size),
+            *(np.bincount(matched, part, size) for part in split_iou(match.iou[pairs])),
             np.bincount(matched, minlength=size),
             np.bincount(cells[match.false & scored], minlength=size),
         )
-        self.curve += np.stack(sums).reshape(self.curve.shape)
+        self.curve += np.stack(sums).astype(np.int64).reshape(self.curve.shape)
 
     def __iadd__(self, other: "DatasetStatistics") -> "DatasetStatistics":
         self.quality += other.quality
@@ -146,12 +147,13 @@ class DatasetStatistics:
             Arrays "score", "pq", "sq" and "rq" of shape (SCORE_BINS,) with values in 0..1; None if no segment of the
             selected classes has a score.
         """
-        iou, tp, fp = (part[:, ::-1].cumsum(axis=1)[:, ::-1] for part in self.curve)
+        *iou, tp, fp = (part[:, ::-1].cumsum(axis=1)[:, ::-1] for part in self.curve)
         chosen = classes & (self.quality.tp + self.quality.fp + self.quality.fn > 0) & (self.unscored == 0)
         if not (tp[chosen] + fp[chosen]).any():
             return None
         ground_truth = (self.quality.tp + self.quality.fn)[:, None]
         weight = 0.5 * (tp + fp + ground_truth)
+        iou = join_iou(np.stack(iou))
         parts = {"pq": (iou, weight), "sq": (iou, tp), "rq": (tp, weight)}
         curves = {"score": np.arange(SCORE_BINS) / SCORE_BINS}
         for name, (a, b) in parts.items():

@@ -1,5 +1,7 @@
 """PQ of predictions in files of the COCO-panoptic format, which may come from any program."""
 
+import hashlib
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +15,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..io import read_id_image, read_image
 from ..parallel import available_cpus
+from ..shard import Shard
 from ..structures.classes import Classes
 from ..structures.coco_json import (
     CocoAnnotation,
@@ -25,8 +28,11 @@ from ..structures.coco_json import (
 from .dataset_statistics import DatasetStatistics
 from .panoptic_quality import ImageMatch, PanopticStatistics, Segments, match_image
 from .report import write_reports
+from .statistics_file import load_statistics, save_statistics
 from .tables import averages, format_tables, results_per_class
 from .with_hotcoco import quality_by_hotcoco
+
+_SUMS = re.compile(r"sums-(\d+)-of-(\d+)\.npz")
 
 
 @dataclass
@@ -139,16 +145,16 @@ def read_pairs(
 
 
 def _matches(
-    files: FilePairs, rules: str, workers: int
+    files: FilePairs, pairs: list[tuple[CocoAnnotation, CocoAnnotation]], rules: str, workers: int
 ) -> Iterator[tuple[tuple[CocoAnnotation, CocoAnnotation], ImageMatch, np.ndarray]]:
-    """Yield all pairs in order with the results of ``FilePairs.match``.
+    """Yield pairs in order with the results of ``FilePairs.match``.
 
     Threads do the work, because decoding and counting release Python's global lock.
     """
     pending: deque[tuple[Any, Future]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for pair in files.pairs:
+            for pair in pairs:
                 pending.append((pair, pool.submit(files.match, pair, rules)))
                 if len(pending) > 2 * workers:
                     done, future = pending.popleft()
@@ -161,22 +167,63 @@ def _matches(
                 future.cancel()
 
 
-def accumulate(files: FilePairs, *, rules: str = "panopticapi", workers: int | None = None) -> DatasetStatistics:
-    """Compare all images.
+def accumulate(
+    files: FilePairs, *, rules: str = "panopticapi", workers: int | None = None, shard: Shard | None = None
+) -> DatasetStatistics:
+    """Compare all images, or those whose ids a shard takes.
 
     Args:
         files: The result of ``read_pairs``.
         rules: The rules for void and crowd, see ``match_counts``.
         workers: The number of threads; default one per CPU.
+        shard: The part of the images; default all.
 
     Raises:
         UserError: A PNG is missing or malformed, or contradicts its json.
     """
     statistics = DatasetStatistics(len(files.categories))
-    matches: Iterable = _matches(files, rules, workers or available_cpus())
-    for (ground_truth, _), match, image in tqdm(matches, "evaluate", len(files.pairs), leave=False, unit="image"):
+    pairs = [pair for pair in files.pairs if shard is None or shard.takes(str(pair[0].image_id))]
+    matches: Iterable = _matches(files, pairs, rules, workers or available_cpus())
+    for (ground_truth, _), match, image in tqdm(matches, "evaluate", len(pairs), leave=False, unit="image"):
         statistics.add(match, ground_truth.image_id, image)
     return statistics
+
+
+def write_sums(files: FilePairs, folder: Path, shard: Shard, *, rules: str, workers: int | None = None) -> Path:
+    """Compare the images of a shard, and write the sums for ``read_sums``; return the file."""
+    files.check_segments()
+    statistics = accumulate(files, rules=rules, workers=workers, shard=shard)
+    path = folder / f"sums-{shard.label}.npz"
+    save_statistics(statistics, path, _describe(files, rules))
+    return path
+
+
+def read_sums(files: FilePairs, folder: Path, rules: str) -> DatasetStatistics:
+    """Read and add the sums of all shards.
+
+    Raises:
+        UserError: Shards are missing, or their sums are of other files or rules.
+    """
+    found = {path: _SUMS.fullmatch(path.name) for path in sorted(folder.glob("sums-*.npz"))}
+    counts = {int(match[2]) for match in found.values() if match}
+    if len(counts) != 1 or None in found.values():
+        raise UserError(f"{folder} holds no sums, or those of several divisions; give the --sums of the shards")
+    (count,) = counts
+    missing = sorted(set(range(1, count + 1)) - {int(match[1]) for match in found.values()})
+    if missing:
+        raise UserError(f"{folder} lacks the sums of shard {missing[0]}/{count}; evaluate it with --shard")
+    total = DatasetStatistics(len(files.categories))
+    for path in found:
+        total += load_statistics(path, len(files.categories), _describe(files, rules))
+    return total
+
+
+def _describe(files: FilePairs, rules: str) -> str:
+    """Return what sums depend on besides the PNGs."""
+    digest = hashlib.sha256(rules.encode())
+    for path in (files.gt_json, files.prediction_json):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def summarize(statistics: DatasetStatistics, files: FilePairs, rules: str = "panopticapi") -> dict[str, Any]:
@@ -203,6 +250,7 @@ def evaluate_files(
     rules: str = "panopticapi",
     workers: int | None = None,
     class_iou: bool = True,
+    sums: str | Path | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Compare two COCO-panoptic jsons with their PNGs in the fastest way that is installed.
 
@@ -212,6 +260,7 @@ def evaluate_files(
         workers: The number of threads; default one per CPU.
         class_iou: Whether the IoU of the classes is needed. Without it, and without ``workers``, hotcoco computes PQ in
             less than half the time if it is installed; "iou" is None then.
+        sums: A folder in which all shards have left their sums (``write_sums``); default the images are compared.
 
     Returns:
         The result of ``summarize``, and the categories of the ground truth.
@@ -221,9 +270,11 @@ def evaluate_files(
     """
     files = read_pairs(prediction_json, gt_json, prediction_dir, gt_dir)
     files.check_segments()
-    by_hotcoco = rules == "panopticapi" and workers is None and not class_iou
+    by_hotcoco = rules == "panopticapi" and workers is None and not class_iou and sums is None
     quality = files.quality_by_hotcoco() if by_hotcoco else None
-    if quality is None:
+    if sums is not None:
+        statistics = read_sums(files, Path(sums), rules)
+    elif quality is None:
         statistics = accumulate(files, rules=rules, workers=workers)
     else:
         statistics = DatasetStatistics(len(files.categories))
@@ -241,11 +292,12 @@ def report_files(
     image_dir: str | Path | None = None,
     rules: str = "panopticapi",
     workers: int | None = None,
+    sums: str | Path | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     """Compare two COCO-panoptic jsons and write metrics.json, per_class.csv and report.html.
 
     Args:
-        prediction_json, gt_json, prediction_dir, gt_dir, rules, workers: The arguments of ``evaluate_files``.
+        prediction_json, gt_json, prediction_dir, gt_dir, rules, workers, sums: The arguments of ``evaluate_files``.
         output_dir: The folder of the reports.
         image_dir: The folder of the images, with the names of the ground truth's json. Default: the report shows the
             maps without images.
@@ -262,7 +314,7 @@ def report_files(
     files.check_segments()
     # A folder that cannot be created should be reported before the work.
     Path(output_dir).mkdir(parents=True, exist_ok=True)
-    statistics = accumulate(files, rules=rules, workers=workers)
+    statistics = read_sums(files, Path(sums), rules) if sums else accumulate(files, rules=rules, workers=workers)
     ground_truths = {ground_truth.image_id: ground_truth for ground_truth, _ in files.pairs}
 
     def load_ground_truth(image_id: Any) -> tuple[str, np.ndarray | None, np.ndarray, Segments]:

@@ -15,41 +15,61 @@ from .counting import count_overlaps
 RULES = ("panopticapi", "original")
 
 
+# The IoU of matched segments, above 1/2, is a multiple of 2^-53; its parts are one of 2^-26 and what is left.
+_HIGH, _LOW = 2.0**26, 2.0**53
+
+
+def split_iou(iou: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split IoU of 1/2 to 1 into two whole numbers each, whose sums are exact in any order."""
+    high = np.floor(iou * _HIGH)
+    return high, (iou - high / _HIGH) * _LOW
+
+
+def join_iou(parts: np.ndarray) -> np.ndarray:
+    """Return sums of IoU from the (2, ...) sums of their parts, rounded once."""
+    return parts[0] / _HIGH + parts[1] / _LOW
+
+
 @dataclass
 class PanopticStatistics:
     """The sums per class from which PQ is computed. The sums of several processes can be added.
 
     Attributes:
         num_classes: The number C of classes.
-        iou_sum: (C,) sums of the IoU of matched segments.
+        iou_parts: (2, C) int64 sums of the two parts of the IoU of matched segments, see ``split_iou``.
         tp, fp, fn: (C,) int64 numbers of matched, false and missed segments.
     """
 
     num_classes: int
-    iou_sum: np.ndarray = field(init=False)
+    iou_parts: np.ndarray = field(init=False)
     tp: np.ndarray = field(init=False)
     fp: np.ndarray = field(init=False)
     fn: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.iou_sum = np.zeros(self.num_classes)
+        self.iou_parts = np.zeros((2, self.num_classes), np.int64)
         self.tp, self.fp, self.fn = (np.zeros(self.num_classes, np.int64) for _ in range(3))
 
     def add(self, match: "ImageMatch") -> None:
         """Add one image."""
         size = self.num_classes
         classes = match.ground_truth.classes[match.rows]
-        self.iou_sum += np.bincount(classes, match.iou, size)
+        self.iou_parts += [np.bincount(classes, part, size).astype(np.int64) for part in split_iou(match.iou)]
         self.tp += np.bincount(classes, minlength=size)
         self.fp += np.bincount(match.predicted.classes[match.false], minlength=size)
         self.fn += np.bincount(match.ground_truth.classes[match.missed], minlength=size)
 
     def __iadd__(self, other: "PanopticStatistics") -> "PanopticStatistics":
-        self.iou_sum += other.iou_sum
+        self.iou_parts += other.iou_parts
         self.tp += other.tp
         self.fp += other.fp
         self.fn += other.fn
         return self
+
+    @property
+    def iou_sum(self) -> np.ndarray:
+        """The (C,) sums of the IoU of matched segments."""
+        return join_iou(self.iou_parts)
 
     def per_class(self) -> dict[str, np.ndarray]:
         """Return (C,) arrays pq, sq, rq in 0..1 (0 for classes without any segment), and the numbers tp, fp, fn."""

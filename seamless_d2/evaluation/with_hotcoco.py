@@ -6,8 +6,10 @@ It computes nothing but PQ, so that the IoU of classes and the reports need the 
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from ..io import is_rgb_png
-from .panoptic_quality import PanopticStatistics
+from .panoptic_quality import PanopticStatistics, split_iou
 
 try:
     from hotcoco.panoptic import PanopticEval
@@ -48,5 +50,5 @@ def quality_by_hotcoco(
     for k, dataset_id in enumerate(dataset_ids):
         for key in ("tp", "fp", "fn"):
             getattr(quality, key)[k] = per_class[dataset_id][key]
-        quality.iou_sum[k] = per_class[dataset_id]["iou"]
+        quality.iou_parts[:, k] = split_iou(np.float64(per_class[dataset_id]["iou"]))
     return quality

@@ -1,7 +1,7 @@
 """The result of a prediction, and the formats that it is written in."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -15,7 +15,10 @@ from ..structures.id_maps import SegmentInfo, instance_annotations, measure_segm
 from ..visualization import draw_overlay
 from .formats import register_format, write_formats
 
-if TYPE_CHECKING:  # exported models run without it
+if TYPE_CHECKING:  # exported models run without them
+    from detectron2.structures import Instances
+    from pandas import DataFrame
+    from supervision import Detections
     from torch import Tensor
 
 ImageLike = Union[np.ndarray, "Tensor", Image.Image, str, Path]
@@ -225,6 +228,76 @@ class PanopticResult:
             "categories": self.classes.to_categories(),
         }
 
+    def masks(self) -> np.ndarray:
+        """Return the (K, H, W) bool masks of the segments, in their order."""
+        ids = np.array([segment.id for segment in self.segments], self.panoptic_seg.dtype)
+        return self.panoptic_seg[None] == ids[:, None, None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the size and the segments as values of json; ``id`` is the number of a segment in the map."""
+        height, width = self.panoptic_seg.shape
+        segments = [
+            {
+                "id": s.id,
+                "class": s.class_name,
+                "class_id": s.dataset_id,
+                "isthing": s.isthing,
+                "area": s.area,
+                "box": list(s.box),
+                "score": s.score,
+            }
+            | ({} if s.track_id is None else {"track_id": s.track_id})
+            for s in self.segments
+        ]
+        return {"height": height, "width": width, "void": 0, "segments": segments}
+
+    def to_dataframe(self) -> "DataFrame":
+        """Return a pandas table with one row per segment: the fields of ``Segment``, and x0, y0, x1, y1 of its box."""
+        import pandas
+
+        table = pandas.DataFrame([asdict(s) for s in self.segments], columns=[f.name for f in fields(Segment)])
+        corners = pandas.DataFrame([s.box for s in self.segments], columns=["x0", "y0", "x1", "y1"])
+        return table.drop(columns="box").join(corners)
+
+    def to_instances(self) -> "Instances":
+        """Return the things as Detectron2's ``Instances``: pred_boxes, scores, pred_classes and pred_masks.
+
+        Masks and boxes are those of the map, where instances do not overlap; a thing without a score has score 1.
+        """
+        import torch
+        from detectron2.structures import Boxes, Instances
+
+        things = [k for k, s in enumerate(self.segments) if s.isthing]
+        found = [self.segments[k] for k in things]
+        instances = Instances(self.panoptic_seg.shape)
+        instances.pred_boxes = Boxes(torch.tensor([s.box for s in found], dtype=torch.float32).reshape(-1, 4))
+        instances.scores = torch.tensor([1.0 if s.score is None else s.score for s in found])
+        instances.pred_classes = torch.tensor([s.category_id for s in found], dtype=torch.int64)
+        instances.pred_masks = torch.from_numpy(self.masks()[things])
+        return instances
+
+    def to_supervision(self) -> "Detections":
+        """Return all segments as ``supervision.Detections``; class_id is the semantic label, stuff before things.
+
+        ``data`` holds class_name and isthing. Stuff, and things without a score, have confidence 1.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise UserError("to_supervision needs the package supervision: python -m pip install supervision") from None
+        tracks = [s.track_id for s in self.segments]
+        return supervision.Detections(
+            xyxy=np.array([s.box for s in self.segments], np.float32).reshape(-1, 4),
+            mask=self.masks(),
+            confidence=np.array([1.0 if s.score is None else s.score for s in self.segments], np.float32),
+            class_id=np.array([self.classes.to_label(s.info()) for s in self.segments], int),
+            tracker_id=None if not tracks or None in tracks else np.array(tracks),
+            data={
+                "class_name": np.array([s.class_name for s in self.segments]),
+                "isthing": np.array([s.isthing for s in self.segments], bool),
+            },
+        )
+
     def save(self, folder: str | Path, name: str, formats: Iterable[str] = ("labelled",)) -> list[Path]:
         """Write the files that ``tools/predict.py --format`` writes for one image, atomically.
 
@@ -284,18 +357,4 @@ def _write_ids(result: PanopticResult, name: str, png: Path, description: Path) 
     if len(result.segments) > _MAX_ID:
         raise UserError(f"{name} has {len(result.segments)} segments; 16 bits hold {_MAX_ID}: choose --format coco")
     save_png(result.panoptic_seg.astype(np.uint16), png)
-    height, width = result.panoptic_seg.shape
-    segments = [
-        {
-            "id": s.id,
-            "class": s.class_name,
-            "class_id": s.dataset_id,
-            "isthing": s.isthing,
-            "area": s.area,
-            "box": list(s.box),
-            "score": s.score,
-        }
-        | ({} if s.track_id is None else {"track_id": s.track_id})
-        for s in result.segments
-    ]
-    write_json(description, {"png": png.name, "height": height, "width": width, "void": 0, "segments": segments}, 2)
+    write_json(description, {"png": png.name, **result.to_json()}, 2)

@@ -176,7 +176,7 @@ def test_the_originals_own_measure() -> None:
 
 def test_original_mean_counts_absent_classes_as_zero() -> None:
     statistics = PanopticStatistics(4)
-    statistics.tp[0], statistics.iou_sum[0] = 2, 1.5
+    statistics.tp[0], statistics.iou_parts[0, 0] = 2, 1.5 * 2**26
     assert statistics.average()["pq"] == 0.75 and statistics.average()["n"] == 1
     assert statistics.average(rules="original")["pq"] == 0.75 / 4
     assert statistics.average(np.array([False, True, True, True])) == {"pq": 0, "sq": 0, "rq": 0, "n": 0}

@@ -1,8 +1,6 @@
 """The command lines of tools/evaluate_predictions.py and tools/tune_thresholds.py."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,23 +20,6 @@ from seamless_d2.io import ids_to_rgb
 from ..helpers.panoptic_files import scene, unique_name, write_dataset
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def tool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Runs a tool in this process; returns its exit code or message, and what it printed."""
-
-    def run(name: str, *arguments: object) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(request.config.rootpath / "tools" / name), run_name="__main__")
-        except SystemExit as error:
-            code = error.code
-        captured = capsys.readouterr()
-        return code, captured.out + (captured.err if code == 2 else "")
-
-    return run
 
 
 def test_evaluate_predictions(tmp_path: Path, tool) -> None:

@@ -14,6 +14,7 @@ from ...errors import UserError
 from ...io import remove_temporaries, summarize_failures, write_json
 from ...locks import lock_output
 from ...parallel import map_parallel
+from ...shard import Shard
 from ..formats import check_formats, list_files, write_formats
 from ..frames import Frames, Selection
 from ..options import PredictionOptions
@@ -31,7 +32,6 @@ from .resume import (
     record_inputs,
     record_settings,
 )
-from .shards import Shard
 from .sources import Source, check_output, find_sources
 from .video_job import VideoJob, list_videos
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from seamless_d2.errors import UserError
+from seamless_d2.prediction.batch.merge import merge_predictions
 from seamless_d2.prediction.batch.run import predict_files
-from seamless_d2.prediction.batch.shards import Shard, merge_predictions
+from seamless_d2.shard import Shard
 
 from ...helpers.images import make_image
 from ...helpers.processes import start_command
@@ -23,27 +24,6 @@ def images(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(make_image(40, 60, k)).save(path)
     return tmp_path / "in"
-
-
-def test_each_name_belongs_to_one_shard() -> None:
-    names = [f"folder/{k}" for k in range(500)]
-    for count in (1, 3, 8):
-        parts = [{n for n in names if Shard(k, count).takes(n)} for k in range(1, count + 1)]
-        assert sorted(n for part in parts for n in part) == sorted(names)
-        assert all(len(part) > 300 / count for part in parts)
-
-
-def test_how_a_shard_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Shard.parse("3/8") == Shard(3, 8) and str(Shard(3, 8)) == "3/8"
-    for text in ("0/8", "9/8", "3", "a/b", "3/", "-1/8"):
-        with pytest.raises(UserError, match="--shard is"):
-            Shard.parse(text)
-    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
-    with pytest.raises(UserError, match="sbatch --array"):
-        Shard.parse("slurm")
-    for key, value in (("ID", "12"), ("MIN", "10"), ("COUNT", "4")):
-        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", value)
-    assert Shard.parse("slurm") == Shard(3, 4)
 
 
 def test_shards_in_any_order_give_what_one_run_gives(predictor, images: Path, tmp_path: Path) -> None:
