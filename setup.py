@@ -16,6 +16,9 @@ RAY = ["ray[data]>=2.40", "pyarrow>=14.0", "fsspec>=2024.2"]
 # Exported models: both engines, so that every file is verified by all that will read it.
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0"]
 
+# Reading and writing of videos. Before 17, colors are converted with another matrix than the video's.
+VIDEO = ["av>=17"]
+
 
 class BuildWithoutOwnTools(build_py):
     """Leaves out the tools that are of use in the repository alone."""
@@ -97,6 +100,7 @@ setup(
             "ipykernel>=6.0",
             "gradio>=6.0",
             "playwright>=1.40",
+            *VIDEO,
             "supervision>=0.25",
             *EXPORT,
             *RAY,
@@ -115,6 +119,7 @@ setup(
         "gs": ["gcsfs>=2024.2"],
         "azure": ["adlfs>=2024.2"],
         "timm": ["timm>=1.0"],
+        "video": VIDEO,
         "wandb": ["wandb>=0.16"],
     },
     zip_safe=False,

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Predict images, folders, lists, videos or a webcam.
+"""Predict images, folders, lists, videos, streams or a webcam.
 
     python tools/predict.py --config-file output/config.yaml --weights output/model_final.pth \
         --input street.jpg images/ list.txt drive.mp4 --output predictions --format labelled,coco
 
 Inputs: images (jpg, png, webp, tif, bmp), folders (searched recursively, their structure is kept), text files with
-one path a line, videos, or the number of a webcam (Ctrl-C ends it). Formats, several separated by commas:
+one path a line, videos, addresses of videos and streams (http, https, rtsp, rtsps), or the number of a webcam; Ctrl-C
+ends a webcam or stream, and what came before is kept. Formats, several separated by commas:
 
     overlay    NAME_overlay.jpg    class colors, blended half over the image, with white contours around instances
     labelled   NAME_labelled.jpg   a color per instance, with names and scores (the default)
@@ -13,8 +14,11 @@ one path a line, videos, or the number of a webcam (Ctrl-C ends it). Formats, se
     raw        NAME.pth.tar        both heads' outputs in the original program's layout
     ids        NAME_ids.png (16 bits), NAME_ids.json
 
-For a video, overlay and labelled are an mp4 in which an instance keeps its color; the other formats are written per
-frame. Finished inputs are skipped unless they have changed; --overwrite predicts them again. The output folder records
+For a video, overlay and labelled are an mp4 (H.264) in which an instance keeps its color; the other formats are written
+per frame. Videos need PyAV: pip install seamless_d2[video]. An interrupted one goes on after the last 30 s that were
+finished. --start 00:01:00 --stop 00:02:30 --stride 5 takes every fifth frame of a minute and a half.
+
+Finished inputs are skipped unless they have changed; --overwrite predicts them again. The output folder records
 settings (settings.json) and inputs with what became of them (manifest.jsonl), so that results of other settings are
 never mixed in. Files that cannot be read are reported and skipped, and the exit code is 1; --retry-failed tries them
 again. --tile 2048x1024 is for images that do not fit into memory.
@@ -39,6 +43,7 @@ from seamless_d2.io import summarize_failures
 from seamless_d2.prediction import Predictor
 from seamless_d2.prediction.batch.run import predict_files, predict_files_on
 from seamless_d2.prediction.engines import is_exported, read_exported_config
+from seamless_d2.prediction.frames import parse_time
 from seamless_d2.prediction.options import DEFAULT_SCALES, PredictionOptions
 from seamless_d2.prediction.tiles import DEFAULT_OVERLAP
 from seamless_d2.shard import Shard
@@ -52,11 +57,19 @@ def size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def seconds(text: str) -> float:
+    """Parse a time."""
+    try:
+        return parse_time(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", help="yaml file, or the name of a shipped config; exported files need none")
     parser.add_argument("--weights", help="checkpoint or exported file; default the config's MODEL.WEIGHTS")
-    parser.add_argument("--input", nargs="+", required=True, help="images, folders, .txt lists, videos, webcam numbers")
+    parser.add_argument("--input", nargs="+", required=True, help="images, folders, .txt lists, videos, URLs, webcams")
     parser.add_argument("--output", required=True, help="folder for the results; with --ray also s3://bucket/folder")
     parser.add_argument("--format", help="overlay, labelled, coco, raw, ids; several with commas (labelled)")
     parser.add_argument("--device", help="cpu, cuda, ...; default the config's, or the CPU where there is no GPU")
@@ -87,7 +100,10 @@ def main() -> None:
     parser.add_argument("--overlap-thresh", type=float, help="largest hidden share of an instance, 0..1")
     parser.add_argument("--stuff-area-thresh", type=int, help="least pixels of a stuff segment at network resolution")
     parser.add_argument("--image-ids", type=Path, metavar="JSON", help="COCO json whose image ids the coco files use")
-    parser.add_argument("--max-frames", type=int, help="frames of each video or webcam; default all")
+    parser.add_argument("--start", type=seconds, default=0.0, metavar="TIME", help="seconds or HH:MM:SS, of each video")
+    parser.add_argument("--stop", type=seconds, metavar="TIME", help="seconds or HH:MM:SS; default the end of each")
+    parser.add_argument("--stride", type=int, default=1, metavar="N", help="take every N-th frame of each video")
+    parser.add_argument("--max-frames", type=int, help="frames of each video, stream or webcam; default all")
     parser.add_argument("--shard", metavar="I/N", help="part of the inputs, 1/8 ... 8/8, or slurm in a SLURM array")
     parser.add_argument(
         "--ray", nargs="?", const="", metavar="ADDRESS", help="predict on a Ray cluster; default one here"
@@ -134,9 +150,12 @@ def main() -> None:
     where = {
         "overwrite": args.overwrite,
         "image_ids": args.image_ids,
-        "max_frames": args.max_frames,
         "shard": Shard.parse(args.shard) if args.shard else None,
         "retry_failed": args.retry_failed,
+        "start": args.start,
+        "stop": args.stop,
+        "stride": args.stride,
+        "max_frames": args.max_frames,
     }
     if args.num_gpus < 1:
         raise UserError(f"--num-gpus must be at least 1, not {args.num_gpus}; the CPU is --device cpu")
@@ -159,6 +178,7 @@ def predict_by_ray(args: argparse.Namespace, cfg: CfgNode, options: PredictionOp
 
     unused = {"--shard": args.shard, "--num-gpus": args.num_gpus > 1, "--overwrite": args.overwrite}
     unused |= {"--image-ids": args.image_ids, "--device": args.device, "--max-frames": args.max_frames}
+    unused |= {"--start": args.start, "--stop": args.stop, "--stride": args.stride > 1}
     if wrong := [name for name, value in unused.items() if value]:
         raise UserError(f"{wrong[0]} cannot be used with --ray; leave it out")
     if len(formats) > 1:

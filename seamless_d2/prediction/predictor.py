@@ -1,7 +1,7 @@
 """A model ready for images."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -23,9 +23,11 @@ from ..modeling.panoptic import NetworkOutput, SeamlessPanoptic, mask_logits
 from ..structures.classes import Classes
 from ..structures.id_maps import SegmentInfo
 from .engines import ExportedPanoptic, build_exported, is_eager, is_exported, read_exported_config
+from .frames import Frames, Selection, to_source
 from .options import PredictionOptions
 from .result import HeadOutputs, ImageLike, PanopticResult, image_array
 from .tiles import Stitcher, plan_tiles
+from .tracking import Tracker
 from .tta import average_views
 
 logger = logging.getLogger(__name__)
@@ -138,6 +140,36 @@ class Predictor:
         if isinstance(image, Iterator):
             return self._predict_all(image)
         return next(self._predict_prepared([self.prepare(image)]))
+
+    def track(self, video: str | Path | int | Iterable[ImageLike], **selection: Any) -> Iterator[PanopticResult]:
+        """Segment a video frame by frame; an object has one ``track_id`` in all frames.
+
+        Args:
+            video: A file, a URL (http, https, rtsp, rtsps), the number of a camera, or images as for ``predict``.
+            selection: The fields of ``Selection``, which frames are predicted: start, stop (seconds), stride,
+                max_frames. Not for images, which can be sliced.
+
+        Returns:
+            An iterator over the results, which reads the video as it goes on.
+
+        Raises:
+            UserError: The video cannot be opened, or, at the end of the iteration, it is damaged or the connection was
+                lost.
+
+        Examples:
+            >>> for result in predictor.track("drive.mp4", stop=10.0):
+            ...     print([(s.class_name, s.track_id) for s in result.segments if s.isthing])
+        """
+        if isinstance(video, (str, Path, int)):
+            frames = Frames(to_source(video), Selection(**selection))
+            return self._track(frames, frames.check_complete)
+        if selection:
+            raise UserError(f"{', '.join(selection)} can be given for files, URLs and cameras; slice the images")
+        return self._track(video, lambda: None)
+
+    def _track(self, frames: Iterable[ImageLike], check: Callable[[], None]) -> Iterator[PanopticResult]:
+        yield from map(Tracker().update, self._predict_all(frames))
+        check()
 
     def _predict_all(self, images: Iterable[ImageLike]) -> Iterator[PanopticResult]:
         images = iter(images)

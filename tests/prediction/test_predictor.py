@@ -1,5 +1,8 @@
 """Prediction from arrays, files and lists with a tiny untrained model."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from seamless_d2 import PanopticResult, Predictor
 from seamless_d2.errors import UserError
 
 from ..helpers.images import make_image
+from ..helpers.videos import write_drive
 
 
 def test_array_file_and_list_agree(predictor, tmp_path) -> None:
@@ -108,3 +112,40 @@ def test_devices_that_are_not_there(model_files) -> None:
     for device in ("xpu", "mps", "meta"):
         with pytest.raises(UserError, match=f"device '{device}' is not there"):
             Predictor(*model_files, device)
+
+
+def test_objects_of_a_video_are_tracked(model_files, predictor, tmp_path: Path) -> None:
+    write_drive(tmp_path / "drive.mp4", 12)
+    results = list(predictor.track(tmp_path / "drive.mp4"))
+    ids = [{s.track_id for s in r.segments if s.isthing} for r in results]
+    assert len(ids) == 12 and all(None not in i for i in ids) and ids[0] and ids[0] & ids[1]
+    assert all(s.track_id is None for r in results for s in r.segments if not s.isthing)
+    assert np.array_equal(results[7].panoptic_seg, predictor.predict(results[7].image).panoptic_seg)
+    # Arrays of any iterable, in batches.
+    batched = Predictor(*model_files, device="cpu", batch_size=5)
+    again = list(batched.track(r.image for r in results))
+    assert [{s.track_id for s in r.segments if s.isthing} for r in again] == ids
+    part = list(predictor.track(str(tmp_path / "drive.mp4"), start=0.2, stop=0.9, stride=3))
+    assert [np.array_equal(r.image, results[k].image) for r, k in zip(part, (2, 5, 8), strict=True)] == [True] * 3
+
+
+def test_tracking_reads_no_more_than_it_needs_and_names_what_is_wrong(predictor, tmp_path: Path) -> None:
+    def endless() -> Iterator[np.ndarray]:
+        yield make_image()
+        yield make_image()
+        raise AssertionError
+
+    stream = predictor.track(endless())
+    assert next(stream).segments and next(stream).segments
+    for video, selection, sentence in [
+        (tmp_path / "none.mp4", {}, "none.mp4 cannot be opened"),
+        ("s3://bucket/a.mp4", {}, "its scheme is none of"),
+        (97, {}, "camera 97 cannot be opened"),
+        ([make_image()], {"stride": 2}, "stride can be given for files, URLs and cameras; slice the images"),
+        (tmp_path / "none.mp4", {"stride": 0}, "--stride"),
+    ]:
+        with pytest.raises(UserError, match=sentence):  # before the first frame is asked for
+            predictor.track(video, **selection)
+    write_drive(tmp_path / "drive.mp4", 3)
+    with pytest.raises(UserError, match="has no frames from 9"):
+        list(predictor.track(tmp_path / "drive.mp4", start=9))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ..frames import redact
 
 PENDING, DONE, FAILED = "pending", "done", "failed"
 _FILES = "manifest*.jsonl"
@@ -29,7 +30,7 @@ class Entry:
         state: Its size in bytes and the time of its last change in nanoseconds; empty if it is not there.
         image: The name of the image in COCO files: with its suffix, relative to the folder that was given, or its name
             in the data set of ``image_id``.
-        kind: "image", "video" or "camera".
+        kind: "image", "video", "camera" or "stream".
         image_id: The id of the image in its data set, if one was given.
         outcome: ``PENDING``, ``DONE`` or ``FAILED``.
         reason: Why it failed.
@@ -52,10 +53,10 @@ class Entry:
         return self.state == other.state if self.state or other.state else self.source == other.source
 
 
-def describe_file(path: Path | int, image: str, kind: str = "image", image_id: int | str | None = None) -> Entry:
-    """Return the entry of a file as it is now, or of a camera; see ``Entry``."""
-    if isinstance(path, int):
-        return Entry(f"camera {path}", (), image, kind)
+def describe_file(path: Path | int | str, image: str, kind: str = "image", image_id: int | str | None = None) -> Entry:
+    """Return the entry of a file as it is now, of a camera or of a URL; see ``Entry``."""
+    if not isinstance(path, Path):
+        return Entry(f"camera {path}" if isinstance(path, int) else redact(path), (), image, kind)
     try:
         found = path.stat()
     except OSError:

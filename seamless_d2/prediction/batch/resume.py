@@ -20,6 +20,8 @@ from ..options import PredictionOptions
 from .manifest import DONE, Entry, Manifest
 
 SETTINGS_FILE = "settings.json"
+# What is recorded of a video, see ``read_frames``, of which no frame is finished.
+NO_FRAMES: dict[str, Any] = {"frames": 0, "selection": None, "formats": [], "live": False}
 # Seconds that processes wait for each other to look at the settings.
 _PATIENCE = 60
 
@@ -115,7 +117,7 @@ def read_frames(output: Path, name: str, since: int, source: Path | None = None)
     """Return the record of the finished frames and formats of a video; see ``is_fresh`` for the other arguments."""
     record = frames_record(output, name)
     found = _read(record) if is_fresh([record], since, source) else None
-    return found if found and "formats" in found else {"frames": 0, "max_frames": None, "formats": []}
+    return found if found and found.keys() == NO_FRAMES.keys() else NO_FRAMES
 
 
 def frames_record(output: Path, name: str) -> Path:

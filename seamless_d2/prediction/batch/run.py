@@ -15,25 +15,25 @@ from ...io import remove_temporaries, summarize_failures, write_json
 from ...locks import lock_output
 from ...parallel import map_parallel
 from ...shard import Shard
-from ..formats import FORMATS, check_formats, list_files, write_formats
+from ..formats import check_formats, list_files, write_formats
+from ..frames import Frames, Selection
 from ..options import PredictionOptions
 from ..predictor import Predictor
-from ..result import PanopticResult
 from .coco_folder import assemble_coco, find_images, read_image_ids
 from .manifest import DONE, FAILED, Entry, Manifest, describe_file, read_manifests
 from .pipeline import Job, StageTimes, run_jobs
 from .resume import (
+    NO_FRAMES,
     frames_record,
     get_prediction_settings,
     is_fresh,
     list_coco_images,
-    name_frame,
     read_frames,
     record_inputs,
     record_settings,
 )
-from .sources import Source, find_sources
-from .video import Frames, Tracker, VideoFile
+from .sources import Source, check_output, find_sources
+from .video_job import VideoJob, list_videos
 
 
 @dataclass
@@ -72,9 +72,9 @@ def predict_files(
     *,
     overwrite: bool = False,
     image_ids: str | Path | None = None,
-    max_frames: int | None = None,
     shard: Shard | None = None,
     retry_failed: bool = False,
+    **selection: Any,
 ) -> Summary:
     """Predict everything that ``inputs`` name; outputs keep the folder structure.
 
@@ -85,19 +85,20 @@ def predict_files(
         formats: Registered formats, see ``formats.FORMATS``.
         overwrite: Whether to predict finished inputs again.
         image_ids: A COCO json whose image ids and file names the images get; default see ``number_images``.
-        max_frames: The largest number of frames of each video or camera; default all.
         shard: The part of the inputs that is predicted. Processes with other parts may write into the same folder at
             the same time, and ``merge_predictions`` joins what they leave. Default all inputs.
         retry_failed: Whether to try inputs again that failed before and have not changed.
+        selection: The fields of ``Selection``, which frames of videos are predicted: start, stop, stride, max_frames.
 
     Raises:
         UserError: An input does not exist, the output cannot be written, or the output folder holds predictions of
             another model, of other settings or of other inputs of the same names.
     """
     settings = get_prediction_settings(predictor.cfg, predictor.options)
-    with _lock(Path(output), shard) as is_alone:
+    frames = Selection(**selection)
+    with _lock(check_output(output), shard) as is_alone:
         run = _Run.prepare(
-            settings, inputs, output, formats, overwrite, image_ids, max_frames, is_alone, shard, retry_failed
+            settings, inputs, output, formats, overwrite, image_ids, frames, is_alone, shard, retry_failed
         )
         summary = run.predict(predictor, run.sources)
         run.assemble()
@@ -114,9 +115,9 @@ def predict_files_on(
     *,
     overwrite: bool = False,
     image_ids: str | Path | None = None,
-    max_frames: int | None = None,
     shard: Shard | None = None,
     retry_failed: bool = False,
+    **selection: Any,
 ) -> Summary:
     """Do the work of ``predict_files`` in one process per device; each takes every n-th input.
 
@@ -124,14 +125,15 @@ def predict_files_on(
         devices: The devices, for instance ["cuda:0", "cuda:1"].
         config: The configuration of the model, with its MODEL.WEIGHTS.
         options: The options of each process's ``Predictor``.
-        inputs, output, formats, overwrite, image_ids, max_frames, shard, retry_failed: See ``predict_files``.
+        inputs, output, formats, overwrite, image_ids, shard, retry_failed, selection: See ``predict_files``.
     """
     settings = get_prediction_settings(options.apply(config), options)
     killed = "a process was killed, perhaps for want of memory; start the same command again to resume"
     summary = Summary()
-    with _lock(Path(output), shard) as is_alone:
+    frames = Selection(**selection)
+    with _lock(check_output(output), shard) as is_alone:
         run = _Run.prepare(
-            settings, inputs, output, formats, overwrite, image_ids, max_frames, is_alone, shard, retry_failed
+            settings, inputs, output, formats, overwrite, image_ids, frames, is_alone, shard, retry_failed
         )
         shares = [(device, run.sources[k :: len(devices)]) for k, device in enumerate(devices)]
         work = partial(_predict_share, run, config, options)
@@ -173,7 +175,8 @@ class _Run:
     output: Path
     formats: tuple[str, ...]
     overwrite: bool
-    max_frames: int | None
+    selection: Selection
+    settings: dict[str, Any]
     since: int  # see ``record_settings``
     manifest: Manifest
     known: dict[str, Entry]  # what became of these inputs before
@@ -189,13 +192,11 @@ class _Run:
         formats: Iterable[str],
         overwrite: bool,
         image_ids: str | Path | None,
-        max_frames: int | None,
+        selection: Selection,
         is_alone: bool,
         shard: Shard | None,
         retry_failed: bool,
     ) -> "_Run":
-        if max_frames is not None and max_frames < 1:
-            raise UserError(f"max_frames (--max-frames) must be at least 1, not {max_frames}")
         output, formats = Path(output), check_formats(formats)
         if shard is not None and overwrite:
             raise UserError("--overwrite would take the results of other shards away; choose another --output")
@@ -207,13 +208,23 @@ class _Run:
         since = record_settings(output, settings, overwrite)
         manifest = Manifest(output, shard.label if shard else "")
         known = read_manifests(output, entries.__contains__)
-        outputs = {s.name: _list_outputs(s, output, formats) for s in sources if isinstance(s.path, Path)}
+        outputs = {s.name: _list_outputs(s, output, formats) for s in sources if s.kind != "camera"}
         record_inputs(manifest, known, entries, overwrite, outputs)
         known = {name: entry for name, entry in known.items() if entry.as_pending() == entries[name]}
         if is_alone:
             remove_temporaries(output)
         return cls(
-            sources, output, formats, overwrite, max_frames, since, manifest, known, shard is not None, retry_failed
+            sources,
+            output,
+            formats,
+            overwrite,
+            selection,
+            settings,
+            since,
+            manifest,
+            known,
+            shard is not None,
+            retry_failed,
         )
 
     def predict(self, predictor: Predictor, sources: list[Source]) -> Summary:
@@ -267,68 +278,43 @@ class _Run:
 
     def _try_video(self, predictor: Predictor, source: Source, summary: Summary) -> None:
         try:
-            videos = _list_videos(source, self.output, self.formats)
             record = frames_record(self.output, source.name)
             earlier = self._finished_frames(source)
-            finished = set(self.formats) <= set(earlier["formats"]) and is_fresh(videos.values(), self.since)
-            if source.kind == "video" and finished and not self.overwrite:
+            job = VideoJob(self.output, source.name, self.formats, self._made_of(source))
+            finished = set(self.formats) <= set(earlier["formats"]) and is_fresh(job.videos.values(), self.since)
+            lost = None
+            if finished and not earlier["live"] and not self.overwrite:
                 summary.skipped += 1
             else:
+                if self.overwrite:
+                    job.remove_parts()
+                frames = Frames(source.path, self.selection)
                 record.unlink(missing_ok=True)  # until the last frame is there
-                count = self._predict_video(predictor, source, videos)
+                count, lost = job.run(predictor, frames)
                 formats = sorted({*earlier["formats"], *self.formats})
-                write_json(record, {"frames": count, "max_frames": self.max_frames, "formats": formats})
-            self.manifest.finish(source.name)
-            summary.written += videos.values()
+                content = {"frames": count, "selection": asdict(self.selection), "formats": formats}
+                write_json(record, {**content, "live": frames.is_live})
+            job.remove_parts()
+            summary.written += job.videos.values()
+            self.manifest.finish(source.name, None if lost is None else str(lost))
+            if lost is not None:
+                summary.fail(lost)
         except UserError as error:
             self.manifest.finish(source.name, str(error))
             summary.fail(error)
+
+    def _made_of(self, source: Source) -> dict[str, Any]:
+        """Return all that the frames of a video depend on."""
+        entry = describe_file(source.path, source.relative, source.kind)
+        # A file is still the same in another place.
+        state = list(entry.state) or entry.source
+        return {"settings": self.settings, "source": state, "selection": asdict(self.selection)}
 
     def _finished_frames(self, source: Source) -> dict[str, Any]:
         """Return the record of the finished frames and formats of a video; empty if it is of other settings."""
         path = source.path if isinstance(source.path, Path) else None
         done = read_frames(self.output, source.name, self.since, path)
-        return done if done["max_frames"] == self.max_frames else {"frames": 0, "formats": []}
-
-    def _predict_video(self, predictor: Predictor, source: Source, videos: dict[str, Path]) -> int:
-        """Predict a video frame by frame; return the number of frames."""
-        frames = Frames(source.path, self.max_frames)
-        tracker = Tracker()
-        files = {f: VideoFile(path, frames.fps) for f, path in videos.items()}
-        per_frame = [f for f in self.formats if f not in videos]
-
-        def save(result: PanopticResult, number: int) -> None:
-            result = tracker.update(result)
-            for format, file in files.items():
-                file.write(result.overlay(labels=format == "labelled"))
-            if per_frame:
-                write_formats(result, self.output, name_frame(source.name, number), per_frame)
-
-        jobs = (
-            Job(f"{frames.name}, frame {number}", partial(lambda f: f, frame), partial(save, number=number))
-            for number, frame in enumerate(frames, 1)
-        )
-        try:
-            try:
-                for _, error in tqdm(
-                    run_jobs(predictor, jobs, readers=1, writers=1),
-                    desc=source.name,
-                    unit="frame",
-                    total=frames.total,
-                ):
-                    if error is not None:
-                        raise error
-            except KeyboardInterrupt:
-                if source.kind != "camera":
-                    raise
-                # The one way to end a camera: the frames so far are kept.
-            frames.check_complete()
-            for file in files.values():
-                file.finish()
-        finally:
-            for file in files.values():
-                file.discard()
-        return frames.read
+        return done if done["selection"] == asdict(self.selection) else NO_FRAMES
 
     def assemble(self) -> None:
         """Write the COCO json files of everything in the folder that is finished; shards leave that to a merge."""
@@ -336,12 +322,8 @@ class _Run:
             assemble_coco(self.output, list_coco_images(self.output, read_manifests(self.output)))
 
 
-def _list_videos(source: Source, output: Path, formats: Iterable[str]) -> dict[str, Path]:
-    return {f: output / f"{source.name}_{f}.mp4" for f in formats if FORMATS[f].is_image}
-
-
 def _list_outputs(source: Source, output: Path, formats: Iterable[str]) -> list[Path]:
     """Return the files that are made of a source, except those of single frames."""
     if source.kind != "image":
-        return list(_list_videos(source, output, formats).values())
+        return list(list_videos(output, source.name, formats).values())
     return [path for paths in list_files(output, source.name, formats).values() for path in paths]

@@ -1,15 +1,18 @@
-"""The inputs of a prediction: images, folders, text lists, videos and webcams."""
+"""The inputs of a prediction: images, folders, text lists, videos, streams and webcams."""
 
 import glob
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
 from ...errors import UserError
 from ...io import read_text
+from ..frames import find_scheme, redact, to_source
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".jp2")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -20,13 +23,13 @@ class Source:
     """One input.
 
     Attributes:
-        path: The file, or the number of a webcam.
+        path: The file, the number of a webcam, or a URL.
         name: The name of its outputs: the path relative to the given folder, without suffix, unique in a run.
-        kind: "image", "video" or "camera".
+        kind: "image", "video", "camera" or "stream", which is a URL.
         relative: The path relative to the given folder, with its suffix.
     """
 
-    path: Path | int
+    path: Path | int | str
     name: str
     kind: str
     relative: str
@@ -37,19 +40,21 @@ def find_sources(inputs: Iterable[str | Path], output: Path | None = None) -> li
 
     Args:
         inputs: Images, videos, folders (searched recursively), text files (.txt: one path a line, relative to the
-            working folder or to the list; empty lines and those that begin with # are skipped), webcam numbers, and
-            patterns such as "in/**/*.jpg" that the shell has left alone.
+            working folder or to the list; empty lines and those that begin with # are skipped), URLs of videos and
+            streams, webcam numbers, and patterns such as "in/**/*.jpg" that the shell has left alone.
         output: A folder that is not searched, so that results do not become inputs.
 
     Raises:
-        UserError: A path does not exist, a list names nothing, a folder holds no images, or an input folder is the
-            output.
+        UserError: A path does not exist, a URL cannot be read, a list names nothing, a folder holds no images, or an
+            input folder is the output.
     """
     inputs = list(inputs)
-    found: list[tuple[Path | int, PurePosixPath, str]] = []
+    found: list[tuple[Path | int | str, PurePosixPath, str]] = []
     for given in inputs:
-        path = Path(given)
-        if path.is_dir():
+        path = to_source(given)
+        if isinstance(path, str):
+            found.append(_read_url(path))
+        elif path.is_dir():
             found += [(p, PurePosixPath(p.relative_to(path).as_posix()), _kind(p)) for p in _walk(path, output)]
         elif str(given).isdecimal() and not path.exists():
             found.append((int(str(given)), PurePosixPath(f"camera{given}"), "camera"))
@@ -66,6 +71,27 @@ def find_sources(inputs: Iterable[str | Path], output: Path | None = None) -> li
         suffixes = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         raise UserError(f"no images or videos ({suffixes}) in {', '.join(map(str, inputs))}")
     return name_inputs(found)
+
+
+def check_output(output: str | Path) -> Path:
+    """Return the path of an output folder; raise ``UserError`` if it is a URL."""
+    if find_scheme(output):
+        raise UserError(
+            f"the output {redact(str(output))} is no folder of this computer; give one, and copy the results from there"
+        )
+    return Path(output)
+
+
+def _read_url(url: str) -> tuple[str, PurePosixPath, str]:
+    """Return a URL as a source; its name is made of its host and the last part of its path."""
+    parts = urlsplit(url)
+    last = PurePosixPath(unquote(parts.path)).name
+    kind = _kind(Path(last))
+    if kind == "image":
+        raise UserError(f"{redact(url)} is an image, and only videos are read from the network; download it")
+    stem = PurePosixPath(last).stem if kind else last
+    name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, (parts.hostname, stem))))
+    return url, PurePosixPath(name.lstrip(".") or "stream"), "stream"
 
 
 def _walk(folder: Path, output: Path | None) -> list[Path]:
@@ -108,16 +134,18 @@ def _kind(path: Path) -> str:
     return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else ""
 
 
-def _read_list(path: Path) -> list[tuple[Path, PurePosixPath, str]]:
+def _read_list(path: Path) -> list[tuple[Path | str, PurePosixPath, str]]:
     lines = [line.strip() for line in read_text(path, "list").splitlines()]
-    paths = [Path(line) for line in lines if line and not line.startswith("#")]
-    if not paths:
+    sources = [to_source(line) for line in lines if line and not line.startswith("#")]
+    if not sources:
         raise UserError(f"list {path} names no file; write one path a line")
+    paths = [p for p in sources if isinstance(p, Path)]
     # Files that do not exist are kept: they are reported among the failures, as broken ones are.
     files = [p if p.exists() or not (path.parent / p).exists() else path.parent / p for p in paths]
     absolute = [p.parent for p in paths if p.is_absolute()]
     shared = Path(os.path.commonpath(absolute)) if absolute else Path()
-    return [(f, _relative(p, shared), _kind(f) or "image") for f, p in zip(files, paths, strict=True)]
+    named = ((f, _relative(p, shared), _kind(f) or "image") for f, p in zip(files, paths, strict=True))
+    return [_read_url(s) if isinstance(s, str) else next(named) for s in sources]
 
 
 def _relative(path: Path, shared: Path) -> PurePosixPath:
@@ -127,7 +155,7 @@ def _relative(path: Path, shared: Path) -> PurePosixPath:
     return PurePosixPath(*parts or ["unnamed"])
 
 
-def name_inputs(found: list[tuple[Path | int, PurePosixPath, str]]) -> list[Source]:
+def name_inputs(found: list[tuple[Path | int | str, PurePosixPath, str]]) -> list[Source]:
     """Give every input its own name: ``a``, then ``a_png`` for an a.png beside a.jpg, then ``a_png_2`` ...
 
     A video's name is no folder of other inputs (``clip_mp4`` for a clip.mp4 beside clip/): its frames go into one.
@@ -135,7 +163,7 @@ def name_inputs(found: list[tuple[Path | int, PurePosixPath, str]]) -> list[Sour
     folders = {parent.as_posix() for _, relative, _ in found for parent in relative.parents}
     sources, taken = [], set()
     for path, relative, kind in found:
-        plain = relative.with_suffix("") if kind != "camera" else relative
+        plain = relative.with_suffix("") if kind in ("image", "video") else relative
         name = plain.as_posix()
         forbidden = taken if kind == "image" else taken | folders
         if name in forbidden:

@@ -11,7 +11,7 @@ from seamless_d2.prediction.batch.resume import is_fresh, record_settings
 from seamless_d2.prediction.batch.run import predict_files
 
 from ...helpers.images import make_image
-from .test_video import write_clip
+from ...helpers.videos import write_clip
 
 
 def test_an_overwriting_run_that_was_cut_off_leaves_nothing_old_that_counts(tmp_path: Path) -> None:

@@ -107,3 +107,32 @@ def test_lists_of_absolute_paths_and_odd_lines(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "list.txt").write_bytes(f"{tmp_path}/x/1.jpg\r\n{tmp_path}/y/1.jpg\r\n\r\n.\r\n..\r\n".encode())
     assert [s.name for s in find_sources([tmp_path / "list.txt"])] == ["x/1", "y/1", "unnamed", "unnamed_2"]
+
+
+def test_urls(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "list.txt").write_text(f"rtsp://10.0.0.1/live\n{tmp_path}/a.jpg\n")
+    urls = [
+        "https://example.org/drives/monday%20am.mp4?key=a/b.jpg",
+        "RTSP://me:secret@cam.local:554/stream1",
+        "rtsp://cam.local/stream1",
+        "http://[::1]:8000",
+        tmp_path / "list.txt",
+    ]
+    found = find_sources(urls)
+    assert [(s.name, s.kind) for s in found] == [
+        ("example.org_monday_am", "stream"),
+        ("cam.local_stream1", "stream"),
+        ("cam_local_stream1", "stream"),
+        ("_1", "stream"),
+        ("10.0.0.1_live", "stream"),
+        ("a", "image"),
+    ]
+    assert found[1].path == "rtsp://me:secret@cam.local:554/stream1"
+    for wrong, sentence in [
+        ("s3://bucket/a.mp4", "s3://bucket/a.mp4 cannot be read: its scheme is none of http, https, rtsp, rtsps"),
+        ("foo://x", "foo://x cannot be read"),
+        ("https://me:secret@example.org/a.jpg", "https://example.org/a.jpg is an image, and only videos are read"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            find_sources([wrong])
