@@ -10,10 +10,10 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
@@ -27,13 +27,11 @@ from ..predictor import Predictor
 from ..result import PanopticResult
 from .part_files import SUFFIXES, Prediction, encode_part
 from .pipeline import Job, run_jobs
-from .remote_files import Folder, Item, find_items, load_image
+from .remote_files import Folder, Item, find_items, load_images
 from .resume import get_prediction_settings
 
 # Readers of a folder of Parquet files pass over files whose names begin so.
 SETTINGS_FILE, FAILURES, _PLAN = "_settings.json", "_failures-", "_plan-"
-# Images that a task downloads at a time.
-_DOWNLOADS = 8
 # Cores of such a task, which waits for downloads; other than those of actors, or Ray would run it inside of them.
 _READER_CPUS = 0.25
 _Rows = dict[str, list[Any]]
@@ -240,19 +238,16 @@ def _load_block(batch: dict[str, Any], uri: str) -> _Rows:
     plan, start, count = str(batch["plan"][0]), int(batch["start"][0]), int(batch["count"][0])
     table = pq.read_table(io.BytesIO(Folder(uri).read(plan))).slice(start, count)
     items = [Item(**row) for row in table.to_pylist()]
-    with ThreadPoolExecutor(_DOWNLOADS) as pool:
-        rows = list(pool.map(_load_row, items))
+    rows = [_make_row(item, image) for item, image in zip(items, load_images(items), strict=True)]
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     return columns | {"block": [str(batch["block"][0])] * count, "count": [count] * count}
 
 
-def _load_row(item: Item) -> dict[str, Any]:
+def _make_row(item: Item, image: np.ndarray | UserError) -> dict[str, Any]:
     row = {"name": item.name, "image": item.image, "uri": item.uri}
-    try:
-        array = load_image(item)
-    except UserError as error:
-        return row | {"height": 0, "width": 0, "pixels": b"", "error": str(error)}
-    return row | {"height": array.shape[0], "width": array.shape[1], "pixels": array.tobytes(), "error": ""}
+    if isinstance(image, UserError):
+        return row | {"height": 0, "width": 0, "pixels": b"", "error": str(image)}
+    return row | {"height": image.shape[0], "width": image.shape[1], "pixels": image.tobytes(), "error": ""}
 
 
 class _Actor:
@@ -266,7 +261,6 @@ class _Actor:
         self.folder, self.format = Folder(uri), format
 
     def __call__(self, table: Any) -> dict[str, list[Any]]:
-        import numpy as np
         import pyarrow as pa
 
         rows = table.to_pylist()

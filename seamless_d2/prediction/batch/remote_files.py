@@ -2,8 +2,10 @@
 
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from .sources import IMAGE_SUFFIXES, name_inputs
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+# Files that are read at a time.
+_DOWNLOADS = 8
 # Columns of Parquet files that hold images, or say where they are.
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "uri", "url", "path", "file_name")
 
@@ -161,17 +165,37 @@ def _find_in_file(
         yield Item("", "", uri), relative
 
 
-def load_image(item: Item) -> np.ndarray:
-    """Read and decode an image as (H, W, 3) uint8 RGB.
+def load_images(items: Sequence[Item]) -> list[np.ndarray | UserError]:
+    """Read and decode images as (H, W, 3) uint8 RGB, several at a time; neighbors in one file are read together.
 
-    Raises:
-        UserError: It cannot be read; the message names it.
+    Returns:
+        For each item its image, or the error that names it.
     """
+    groups = [list(g) for _, g in groupby(items, lambda item: item.name if item.kind == "file" else item.uri)]
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        return [image for group in pool.map(_load_group, groups) for image in group]
+
+
+def _load_group(items: list[Item]) -> list[np.ndarray | UserError]:
+    """Read and decode one image, or neighbors in one file."""
+    uri = items[0].uri
     try:
-        data = _load_bytes(item)
+        contents = _READERS[items[0].kind](items)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"image {item.uri} cannot be read ({error}); check it") from None
-    return decode_image(data, item.uri if item.kind == "file" else f"{item.image} in {item.uri}")
+        return [UserError(f"image {item.image} of {uri} cannot be read ({error}); check it") for item in items]
+    except UserError as error:
+        return [error] * len(items)
+    return [_decode(content, item) for content, item in zip(contents, items, strict=True)]
+
+
+def _decode(content: bytes | str, item: Item) -> np.ndarray | UserError:
+    if isinstance(content, str):  # where the image is
+        return _load_group([Item(item.name, item.image, content)])[0]
+    name = item.uri if item.kind == "file" else f"{item.image} in {item.uri}"
+    try:
+        return decode_image(content, name)
+    except UserError as error:
+        return error
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -183,22 +207,41 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         raise UserError(str(error).replace(str(file), name)) from None
 
 
-def _load_bytes(item: Item) -> bytes:
-    fs, path = open_uri(item.uri)
-    if item.kind == "file":
-        return fs.cat_file(path)
-    if item.kind == "tar":
-        return fs.cat_file(path, item.start, item.start + item.size)
+def _read_file(items: list[Item]) -> list[bytes]:
+    fs, path = open_uri(items[0].uri)
+    return [fs.cat_file(path)]
+
+
+def _read_tar(items: list[Item]) -> list[bytes]:
+    fs, path = open_uri(items[0].uri)
+    begin, end = min(i.start for i in items), max(i.start + i.size for i in items)
+    data = fs.cat_file(path, begin, end)
+    return [data[i.start - begin : i.start - begin + i.size] for i in items]
+
+
+def _read_parquet(items: list[Item]) -> list[bytes | str]:
     import pyarrow.parquet as pq
 
+    fs, path = open_uri(items[0].uri)
+    rows, found, first = {i.start: number for number, i in enumerate(items)}, [b""] * len(items), 0
     with fs.open(path, "rb") as file:
-        content, row = pq.ParquetFile(file), item.start
+        content = pq.ParquetFile(file)
         for group in range(content.num_row_groups):
-            rows = content.metadata.row_group(group).num_rows
-            if row < rows:
-                value: Any = content.read_row_group(group, columns=[item.column])[item.column][row].as_py()
-                break
-            row -= rows
-    if isinstance(value, dict):  # Hugging Face's form
-        value = value["bytes"] or value["path"]
-    return value if isinstance(value, bytes) else _load_bytes(Item("", "", value))
+            last = first + content.metadata.row_group(group).num_rows
+            wanted = [row for row in rows if first <= row < last]
+            if wanted:
+                column = content.read_row_group(group, columns=[items[0].column])[items[0].column]
+                for row in wanted:
+                    value: Any = column[row - first].as_py()
+                    if isinstance(value, dict):  # Hugging Face's form
+                        value = value["bytes"] or value["path"]
+                    found[rows[row]] = value
+            first = last
+    return found
+
+
+_READERS: dict[str, Callable[[list[Item]], list[Any]]] = {
+    "file": _read_file,
+    "tar": _read_tar,
+    "parquet": _read_parquet,
+}

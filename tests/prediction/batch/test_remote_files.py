@@ -19,7 +19,7 @@ pytest.importorskip("fsspec")
 import pyarrow.parquet as pq  # noqa: E402
 
 from seamless_d2.prediction.batch.part_files import Prediction, decode_part, encode_part  # noqa: E402
-from seamless_d2.prediction.batch.remote_files import Folder, find_items, load_image  # noqa: E402
+from seamless_d2.prediction.batch.remote_files import Folder, find_items, load_images  # noqa: E402
 
 
 def png(seed: int) -> bytes:
@@ -55,15 +55,17 @@ def test_every_kind_of_input(inputs: Path, tmp_path: Path) -> None:
         ("d/000001", "d/000001.jpg", "parquet"),
         ("deep/b", "deep/b.png", "file"),
     ]
-    for item, seed in zip(items, (0, 2, 3, 4, 5, 1), strict=True):
-        assert np.array_equal(load_image(item), make_image(20, 30, seed))
+    for image, seed in zip(load_images(items), (0, 2, 3, 4, 5, 1), strict=True):
+        assert np.array_equal(image, make_image(20, 30, seed))
+    # In any order, and some of them.
+    assert np.array_equal(load_images(items[4:3:-1] + items[2:0:-1])[1], make_image(20, 30, 3))
     # Files that only say where the images are.
     (tmp_path / "list.txt").write_text(f"# images\n{inputs}/a.png\n\n{inputs}/deep/b.png\n")
     pq.write_table(pa.table({"uri": [f"{inputs}/a.png"]}), tmp_path / "uris.parquet")
     pq.write_table(pa.table({"image": [{"bytes": None, "path": f"{inputs}/a.png"}]}), tmp_path / "hf.parquet")
     for name, seeds in (("list.txt", (0, 1)), ("uris.parquet", (0,)), ("hf.parquet", (0,))):
         found = find_items([str(tmp_path / name)])
-        assert all(np.array_equal(load_image(i), make_image(20, 30, s)) for i, s in zip(found, seeds, strict=True))
+        assert all(np.array_equal(i, make_image(20, 30, s)) for i, s in zip(load_images(found), seeds, strict=True))
     assert len(find_items([str(inputs / "a.png"), str(inputs)])) == 7
 
 
@@ -78,12 +80,16 @@ def test_inputs_that_are_none(inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no\.parquet has no column of images"):
         find_items([str(tmp_path / "no.parquet")])
     (inputs / "a.png").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"a\.png cannot be read"):
-        load_image(find_items([str(inputs / "a.png")])[0])
+    (error,) = load_images(find_items([str(inputs / "a.png")]))
+    assert isinstance(error, UserError) and f"{inputs}/a.png cannot be read" in str(error)
     (inputs / "a.png").unlink()
     (tmp_path / "list.txt").write_text(f"{inputs}/a.png")
-    with pytest.raises(UserError, match=r"a\.png cannot be read"):
-        load_image(find_items([str(tmp_path / "list.txt")])[0])
+    missing, other = load_images(find_items([str(tmp_path / "list.txt"), str(inputs / "deep")]))
+    assert "a.png cannot be read" in str(missing) and np.array_equal(other, make_image(20, 30, 1))
+    (inputs / "c.tar").write_bytes((inputs / "c.tar").read_bytes()[:1200])
+    items = find_items([str(inputs / "d.parquet")])
+    (inputs / "d.parquet").write_bytes(b"PAR1")
+    assert all(isinstance(error, UserError) for error in load_images(items))
 
 
 def make_predictions(count: int) -> list[Prediction]:
