@@ -8,6 +8,8 @@ The folders of the PNGs default to the paths of the jsons without ".json". The n
 IoU of each class's pixels. With --output, metrics.json, per_class.csv and report.html are written too; with --images,
 the report shows the images. If the predicted segments_info have a "score", the report has a curve of score thresholds.
 
+The output of a job on Ray (tools/predict.py --ray) is read part by part, here or with --ray in its tasks.
+
 Machines that share a folder divide the images: with --shard 1/8 ... --shard 8/8 and --sums FOLDER each leaves its sums
 there, and the same command with --sums alone adds them up, to exactly the numbers of one evaluation.
 """
@@ -16,7 +18,7 @@ import argparse
 from pathlib import Path
 
 from seamless_d2.errors import UserError, run_tool
-from seamless_d2.evaluation.from_files import evaluate_files, read_pairs, report_files, write_sums
+from seamless_d2.evaluation.from_files import evaluate_files, read_pairs, report_files, summarize, write_sums
 from seamless_d2.evaluation.panoptic_quality import RULES
 from seamless_d2.evaluation.tables import format_averages, format_classes
 from seamless_d2.io import check_output_file, write_json
@@ -25,7 +27,7 @@ from seamless_d2.shard import Shard
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prediction", type=Path, help="json of the predictions")
+    parser.add_argument("prediction", type=str, help="json of the predictions, or output of a job on Ray")
     parser.add_argument("ground_truth", type=Path, help="json of the ground truth")
     parser.add_argument("--pred-dir", type=Path, help="folder of the predicted PNGs")
     parser.add_argument("--truth-dir", type=Path, help="folder of the true PNGs")
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of the images, for the report")
     parser.add_argument("--shard", metavar="I/N", help="part of the images, 1/8 ... 8/8, or slurm in a SLURM array")
     parser.add_argument("--sums", type=Path, help="folder of the sums of shards")
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="evaluate a job in tasks of Ray")
     parser.add_argument("--rules", choices=RULES, default=RULES[0], help="void and crowd rules")
     parser.add_argument("--workers", type=int, help="threads; default one per CPU")
     args = parser.parse_args()
@@ -52,7 +55,20 @@ def main() -> None:
         path = write_sums(read_pairs(*files), args.sums, shard, **options)
         print(f"the sums of shard {shard} are in {path}")
         return
-    if args.output:
+    is_job = "://" in args.prediction or (Path(args.prediction) / "_settings.json").is_file()
+    if args.ray is not None and not is_job:
+        raise UserError(f"{args.prediction} is no output of a job on Ray; leave out --ray")
+    if is_job:
+        from seamless_d2.evaluation.from_parts import accumulate_parts
+
+        if args.output or args.sums:
+            raise UserError("a job on Ray is evaluated without --output and --sums; merge it first for a report")
+        statistics, pairs = accumulate_parts(
+            args.prediction, args.ground_truth, args.truth_dir, rules=args.rules, ray_address=args.ray
+        )
+        result = summarize(statistics, pairs, args.rules)
+        print(f"{format_classes(result['per_class'])}\n\n{format_averages(result)}")
+    elif args.output:
         result, _, tables = report_files(
             *files, output_dir=args.output, image_dir=args.images, sums=args.sums, **options
         )

@@ -25,8 +25,8 @@ again. --tile 2048x1024 is for images that do not fit into memory.
 
 Many processes, on any number of machines that share a folder, divide the inputs with --shard 1/8 ... --shard 8/8, in
 any order; tools/merge_predictions.py then joins the coco files. On a cluster, --ray [ADDRESS] reads folders, lists,
-Parquet files and webdataset tar files, here or in an object store (s3://...), and writes --format parquet or
-webdataset.
+Parquet files and webdataset tar files, here or in an object store (s3://...), and writes --format parquet,
+webdataset or coco.
 """
 
 import argparse
@@ -174,6 +174,7 @@ def main() -> None:
 
 def predict_by_ray(args: argparse.Namespace, cfg: CfgNode, options: PredictionOptions, formats: list[str]) -> None:
     """Predict on Ray, and print the outcome."""
+    from seamless_d2.prediction.batch.merge_parts import PARTS, merge_parts
     from seamless_d2.prediction.batch.ray_job import RayOptions, predict_on_ray
 
     unused = {"--shard": args.shard, "--num-gpus": args.num_gpus > 1, "--overwrite": args.overwrite}
@@ -182,12 +183,18 @@ def predict_by_ray(args: argparse.Namespace, cfg: CfgNode, options: PredictionOp
     if wrong := [name for name, value in unused.items() if value]:
         raise UserError(f"{wrong[0]} cannot be used with --ray; leave it out")
     if len(formats) > 1:
-        raise UserError("--ray writes one format; give --format parquet or webdataset")
+        raise UserError("--ray writes one format; give --format parquet, webdataset or coco")
     how = RayOptions(args.ray, args.actors, args.gpus_per_actor, args.block_size)
+    to_coco = formats == ["coco"]
+    if to_coco and "://" in args.output:
+        raise UserError("--ray writes COCO files to folders only; give --format parquet and merge it to a folder")
+    parts = f"{args.output}/{PARTS}" if to_coco else args.output
     start = time.monotonic()
-    summary = predict_on_ray(cfg, options, args.input, args.output, formats[0], how)
+    summary = predict_on_ray(cfg, options, args.input, parts, "parquet" if to_coco else formats[0], how)
     rate = summary.predicted / (time.monotonic() - start)
     print(f"{summary.predicted} images in {args.output} ({rate:.1f} images/s), {summary.before} were finished before")
+    if to_coco:
+        print(f"written: {', '.join(map(str, merge_parts(parts, Path(args.output), partial=True)))}")
     if summary.failures:
         raise UserError(f"{len(summary.failures)} images failed:\n  {summarize_failures(summary.failures)}")
 

@@ -59,7 +59,7 @@ class FilePairs:
 
     def segments(self, annotation: CocoAnnotation) -> Segments:
         """Return the segments of an annotation; errors are those of ``Segments.from_json``."""
-        return Segments.from_json(annotation.segments_info, self._class_of_id, annotation.file_name)
+        return Segments.from_json(annotation.segments_info, self.class_of_id, annotation.file_name)
 
     def check_segments(self) -> None:
         """Raise ``UserError`` if the jsons contradict themselves or each other."""
@@ -101,7 +101,7 @@ class FilePairs:
         return match, image
 
     def __post_init__(self) -> None:
-        self._class_of_id = {c: k for k, c in enumerate(self.classes.dataset_ids)}
+        self.class_of_id = {c: k for k, c in enumerate(self.classes.dataset_ids)}
 
 
 def read_pairs(

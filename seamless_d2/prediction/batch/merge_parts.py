@@ -17,10 +17,18 @@ from .part_files import SUFFIXES, Prediction, decode_part
 from .ray_job import FAILURES, SETTINGS_FILE, iterate_blocks
 from .remote_files import Folder
 
+#: The folder of the parts in an output of COCO files.
+PARTS = "parts"
+
 
 def is_job(uri: str) -> bool:
     """Return whether a folder or address holds the files of a job on Ray."""
     return SETTINGS_FILE in Folder(uri).list(".json")
+
+
+def list_parts(folder: Folder, format: str) -> list[str]:
+    """Return the names of the files of predictions."""
+    return [name for name in folder.list(SUFFIXES[format]) if name.startswith("part-")]
 
 
 def merge_parts(uri: str, output: Path, *, partial: bool = False) -> tuple[Path, Path]:
@@ -40,7 +48,7 @@ def merge_parts(uri: str, output: Path, *, partial: bool = False) -> tuple[Path,
     folder = Folder(uri)
     settings = json.loads(folder.read(SETTINGS_FILE))
     format, categories = settings["format"], settings["categories"]
-    parts = [name for name in folder.list(SUFFIXES[format]) if name.startswith("part-")]
+    parts = list_parts(folder, format)
     planned = {block["block"] for block in iterate_blocks(folder)}
     pending = planned - {part.removesuffix(SUFFIXES[format]) for part in parts}
     failed = [name for name in folder.list(".parquet") if name.startswith(FAILURES)]
@@ -49,7 +57,9 @@ def merge_parts(uri: str, output: Path, *, partial: bool = False) -> tuple[Path,
             f"{uri}: {len(pending)} of {len(planned)} parts are pending, and {len(failed)} have failures "
             "(_failures-*.parquet); start the job again, or merge what is there with --partial"
         )
-    if output.is_dir() and next(output.iterdir(), None) and not (output / ".lock").is_file():
+    # The parts may lie in a folder of the output.
+    foreign = {path.name for path in output.iterdir()} - {PARTS} if output.is_dir() else ()
+    if foreign and not (output / ".lock").is_file():
         raise UserError(f"{output} holds files of others; choose a new folder (--output)")
     with lock_output(output / ".lock", "a merge of predictions") as is_locked:
         if is_locked:

@@ -89,7 +89,7 @@ def predict_on_ray(
     Raises:
         UserError: Ray is not installed, the output holds something else, or an input does not exist.
     """
-    ray = _import_ray()
+    ray = import_ray()
     if format not in SUFFIXES:
         raise UserError(f"--format is {format!r}; with --ray it is {' or '.join(SUFFIXES)}")
     folder = Folder(output)
@@ -98,7 +98,7 @@ def predict_on_ray(
     todo, before = _list_blocks(folder, format)
     summary = RaySummary(0, before, [])
     if todo:
-        _start_ray(ray, ray_options)
+        start_ray(ray, ray_options.address)
         context = ray.data.DataContext.get_current()
         context.target_max_block_size = None  # a block of images stays one block of Ray's
         context.enable_progress_bars = False
@@ -128,7 +128,8 @@ def predict_on_ray(
     return summary
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Return the module ray; raise ``UserError`` if it is not installed."""
     try:
         import ray
         import ray.data
@@ -137,18 +138,23 @@ def _import_ray() -> Any:
     return ray
 
 
-def _start_ray(ray: Any, options: RayOptions) -> None:
+def start_ray(ray: Any, address: str) -> None:
+    """Connect to a Ray cluster, or start Ray on this machine if the address is "".
+
+    Raises:
+        UserError: No cluster answers.
+    """
     if ray.is_initialized():
         return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
-        if options.address:
-            ray.init(address=options.address, log_to_driver=False, logging_level=logging.WARNING)
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
             cpus = available_cpus()
             ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {options.address} ({error}); check --ray") from None
+        raise UserError(f"no Ray cluster answers at {address} ({error}); check --ray") from None
 
 
 def _record_settings(folder: Folder, config: CfgNode, options: PredictionOptions, format: str) -> None:

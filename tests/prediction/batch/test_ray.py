@@ -163,9 +163,15 @@ def test_tar_files(model_files, tmp_path: Path) -> None:
             member = tarfile.TarInfo(f"{k}.png")
             member.size = buffer.tell()
             archive.addfile(member, io.BytesIO(buffer.getvalue()))
-    arguments = ["--output", tmp_path / "out", "--format", "webdataset", "--input", tmp_path / "in.tar"]
-    assert "3 images in" in finish(start(model_files, *arguments))
-    assert [p.name for p in sorted((tmp_path / "out").glob("part-*"))] == ["part-0000-0000000.tar"]
+    arguments = ["--output", tmp_path / "out", "--format", "coco", "--input", tmp_path / "in.tar"]
+    printed = finish(start(model_files, *arguments))
+    assert "3 images in" in printed and "panoptic.json" in printed
+    assert [p.name for p in (tmp_path / "out" / "parts").glob("part-*")] == ["part-0000-0000000.parquet"]
+    assert len(list((tmp_path / "out" / "panoptic").rglob("*.png"))) == 3
+    content = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert [i["file_name"] for i in content["images"]] == ["in/0.png", "in/1.png", "in/2.png"]
+    printed = finish(start(model_files, "--input", tmp_path, "--output", "s3://x/y", "--format", "coco"), code=1)
+    assert "writes COCO files to folders only" in printed
 
 
 def test_a_growing_job(tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""PQ of the predictions that a job on Ray has written, part by part, on this machine or in tasks of Ray."""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..io import decode_rgb_png, read_id_image
+from ..parallel import available_cpus
+from ..prediction.batch.coco_folder import find_images
+from ..prediction.batch.merge_parts import list_parts
+from ..prediction.batch.part_files import decode_part
+from ..prediction.batch.ray_job import SETTINGS_FILE, import_ray, start_ray
+from ..prediction.batch.remote_files import Folder
+from ..structures.coco_json import CocoSegment
+from .dataset_statistics import DatasetStatistics
+from .from_files import FilePairs, read_pairs
+from .panoptic_quality import Segments, match_image
+
+Result = TypeVar("Result")
+
+
+def accumulate_parts(
+    uri: str,
+    gt_json: str | Path,
+    gt_dir: str | Path | None = None,
+    *,
+    rules: str = "panopticapi",
+    ray_address: str | None = None,
+) -> tuple[DatasetStatistics, FilePairs]:
+    """Compare all parts with the ground truth.
+
+    Images are found by their names: the name of a prediction is that of the ground truth's image without its suffix, or
+    the last part of it.
+
+    Args:
+        uri: The output of ``predict_on_ray``.
+        gt_json, gt_dir: The ground truth, see ``read_pairs``; on Ray it must be there on every machine.
+        rules: The rules for void and crowd, see ``match_counts``.
+        ray_address: The address of a Ray cluster, "" for Ray on this machine; None for threads of this process.
+
+    Returns:
+        The sums, which do not depend on how the parts were divided, and the ground truth, paired with itself.
+
+    Raises:
+        UserError: Images of the ground truth have no prediction, or predictions contradict themselves or it.
+    """
+    files = read_pairs(gt_json, gt_json, gt_dir, gt_dir)
+    folder = Folder(uri)
+    format = json.loads(folder.read(SETTINGS_FILE))["format"]
+    parts = list_parts(folder, format)
+    statistics, found = DatasetStatistics(len(files.categories)), set()
+    work = partial(_sum_part, uri, format, rules)
+    for sums, ids in tqdm(_map(work, parts, files, ray_address), "evaluate", len(parts), leave=False, unit="part"):
+        twice = found & ids
+        if twice:
+            raise UserError(f"{uri} has several predictions of image {min(twice, key=str)}; predict it once")
+        statistics += sums
+        found |= ids
+    lacking = [a.image_id for a, _ in files.pairs if a.image_id not in found]
+    if lacking:
+        raise UserError(
+            f"{uri} has no prediction for image {lacking[0]} ({len(lacking)} images in all); predict them all, or take "
+            "them out of the ground truth"
+        )
+    return statistics, files
+
+
+def _sum_part(uri: str, format: str, rules: str, files: FilePairs, part: str) -> tuple[DatasetStatistics, set[Any]]:
+    """Return the sums of a part, and the ids of its images."""
+    statistics, ids = DatasetStatistics(len(files.categories)), set()
+    predictions = {p.name: p for p in decode_part(Folder(uri).read(part), format)}
+    names = {Path(image.file_name).with_suffix("").as_posix(): image for image in files.images.values()}
+    images = find_images(predictions, names)
+    annotations = {a.image_id: a for a, _ in files.pairs}
+    for name, prediction in predictions.items():
+        annotation = annotations.get(images[name].id)
+        if annotation is None:
+            continue  # the ground truth does not judge it
+        segments = msgspec.convert(prediction.segments, list[CocoSegment])
+        try:
+            found = Segments.from_json(segments, files.class_of_id, name)
+            image = decode_rgb_png(prediction.png)
+            gt_image = read_id_image(files.gt_dir / annotation.file_name)
+            match = match_image(gt_image, files.segments(annotation), image, found, rules)
+        except UserError as error:
+            raise UserError(f"{name} in {part}: {error}") from None
+        statistics.add(match, annotation.image_id, image)
+        ids.add(annotation.image_id)
+    return statistics, ids
+
+
+def _map(
+    work: Callable[[FilePairs, str], Result], parts: Sequence[str], files: FilePairs, address: str | None
+) -> Iterator[Result]:
+    """Yield the results of all parts, of which a few are worked on at a time."""
+    if address is None:
+        with ThreadPoolExecutor(available_cpus()) as pool:
+            yield from _in_window(
+                lambda part: pool.submit(work, files, part), lambda future: future.result(), parts, 2 * available_cpus()
+            )
+        return
+    ray = import_ray()
+    start_ray(ray, address)
+    shared, task = ray.put(files), ray.remote(work)
+    yield from _in_window(
+        lambda part: task.remote(shared, part), ray.get, parts, 2 * int(ray.cluster_resources()["CPU"])
+    )
+
+
+def _in_window(
+    submit: Callable[[str], Any], get: Callable[[Any], Result], parts: Sequence[str], size: int
+) -> Iterator[Result]:
+    pending: deque[Any] = deque()
+    for part in parts:
+        pending.append(submit(part))
+        if len(pending) >= size:
+            yield get(pending.popleft())
+    while pending:
+        yield get(pending.popleft())
