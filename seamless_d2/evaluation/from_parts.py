@@ -109,10 +109,24 @@ def _map(
         return
     ray = import_ray()
     start_ray(ray, address)
-    shared, task = ray.put(files), ray.remote(work)
-    yield from _in_window(
-        lambda part: task.remote(shared, part), ray.get, parts, 2 * int(ray.cluster_resources()["CPU"])
-    )
+    shared, task = ray.put(files), ray.remote(_call)
+
+    def get(reference: Any) -> Result:
+        result = ray.get(reference)
+        if isinstance(result, UserError):
+            raise result
+        return result
+
+    size = 2 * int(ray.cluster_resources()["CPU"])
+    yield from _in_window(lambda part: task.remote(work, shared, part), get, parts, size)
+
+
+def _call(work: Callable[[FilePairs, str], Result], files: FilePairs, part: str) -> Result | UserError:
+    """Call ``work``; Ray would print an error that it raises with its traceback."""
+    try:
+        return work(files, part)
+    except UserError as error:
+        return error
 
 
 def _in_window(
