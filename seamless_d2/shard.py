@@ -30,11 +30,12 @@ class Shard:
             keys = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
             try:
                 task, first, count = (int(os.environ[key]) for key in keys)
+                step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1"))
             except (KeyError, ValueError):
                 raise UserError(
                     f"--shard slurm needs {', '.join(keys)} in the environment; start the job with sbatch --array=0-7"
                 ) from None
-            text = f"{task - first + 1}/{count}"
+            text = f"{(task - first) // step + 1}/{count}"
         number, slash, count = text.partition("/")
         if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
             raise UserError(f"--shard is {text!r}; write 1/8 for the first of eight parts, ... 8/8 for the last")
@@ -50,4 +51,4 @@ class Shard:
 
     def takes(self, name: str) -> bool:
         """Return whether an input of this name belongs to the part."""
-        return zlib.crc32(name.encode()) % self.count == self.number - 1
+        return zlib.crc32(os.fsencode(name)) % self.count == self.number - 1

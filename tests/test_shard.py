@@ -25,3 +25,5 @@ def test_how_a_shard_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in (("ID", "12"), ("MIN", "10"), ("COUNT", "4")):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", value)
     assert Shard.parse("slurm") == Shard(3, 4)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_STEP", "2")
+    assert Shard.parse("slurm") == Shard(2, 4)

@@ -22,6 +22,7 @@ from seamless_d2.evaluation.from_files import evaluate_files, read_pairs, report
 from seamless_d2.evaluation.panoptic_quality import RULES
 from seamless_d2.evaluation.tables import format_averages, format_classes
 from seamless_d2.io import check_output_file, write_json
+from seamless_d2.prediction.batch.merge_parts import is_job
 from seamless_d2.shard import Shard
 
 
@@ -55,10 +56,10 @@ def main() -> None:
         path = write_sums(read_pairs(*files), args.sums, shard, **options)
         print(f"the sums of shard {shard} are in {path}")
         return
-    is_job = "://" in args.prediction or (Path(args.prediction) / "_settings.json").is_file()
-    if args.ray is not None and not is_job:
-        raise UserError(f"{args.prediction} is no output of a job on Ray; leave out --ray")
-    if is_job:
+    may_be_job = "://" in args.prediction or Path(args.prediction).is_dir()
+    if (may_be_job or args.ray is not None) and not (may_be_job and is_job(args.prediction)):
+        raise UserError(f"{args.prediction} is no output of a job on Ray; give one, or a json without --ray")
+    if may_be_job:
         from seamless_d2.evaluation.from_parts import accumulate_parts
 
         if args.output or args.sums:

@@ -190,7 +190,9 @@ def predict_by_ray(args: argparse.Namespace, cfg: CfgNode, options: PredictionOp
         raise UserError("--ray writes COCO files to folders only; give --format parquet and merge it to a folder")
     parts = f"{args.output}/{PARTS}" if to_coco else args.output
     start = time.monotonic()
-    summary = predict_on_ray(cfg, options, args.input, parts, "parquet" if to_coco else formats[0], how)
+    summary = predict_on_ray(
+        cfg, options, args.input, parts, "parquet" if to_coco else formats[0], how, args.retry_failed
+    )
     rate = summary.predicted / (time.monotonic() - start)
     print(f"{summary.predicted} images in {args.output} ({rate:.1f} images/s), {summary.before} were finished before")
     if to_coco:

@@ -88,6 +88,8 @@ def _sum_part(uri: str, format: str, rules: str, files: FilePairs, part: str) ->
         try:
             found = Segments.from_json(segments, files.class_of_id, name)
             image = decode_rgb_png(prediction.png)
+            if image is None:
+                raise UserError("the PNG is damaged; predict the image again")
             gt_image = read_id_image(files.gt_dir / annotation.file_name)
             match = match_image(gt_image, files.segments(annotation), image, found, rules)
         except UserError as error:

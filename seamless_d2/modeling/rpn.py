@@ -115,9 +115,10 @@ class SeamlessRPN(RPN):
             return self.anchor_generator(maps)
         cells = next(iter(self.anchor_generator.cell_anchors))
         key = [x.shape[-2:] for x in maps], cells.device, cells.dtype, torch.is_inference_mode_enabled()
-        if self._last_anchors is None or self._last_anchors[0] != key:
-            self._last_anchors = key, self.anchor_generator(maps)
-        return self._last_anchors[1]
+        last = self._last_anchors  # another thread may replace it
+        if last is None or last[0] != key:
+            self._last_anchors = last = key, self.anchor_generator(maps)
+        return last[1]
 
     @torch.no_grad()
     def label_and_sample_anchors(

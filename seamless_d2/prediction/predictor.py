@@ -119,6 +119,9 @@ class Predictor:
                 f"Predictor takes models of MODEL.META_ARCHITECTURE SeamlessPanoptic, not {type(model).__name__}; "
                 "set it, or use Detectron2's DefaultPredictor"
             )
+        if self.options.compile and self.options.tta and cfg.MODEL.DEVICE != "cpu":
+            # CUDA graphs write the features of every view to the same memory.
+            raise UserError("compile (--compile) and tta (--tta) exclude each other on a GPU; leave out one of them")
         load_weights(model, cfg.MODEL.WEIGHTS)
         prepare_for_inference(model)
         return compile_network(model) if self.options.compile else model

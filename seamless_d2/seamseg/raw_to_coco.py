@@ -102,7 +102,7 @@ def convert_raw(
     summary, manifest = Summary(), Manifest(output)
     with lock_output(output / ".lock", "a prediction") as is_alone:
         since = record_settings(output, settings, overwrite)
-        record_inputs(manifest, read_manifests(output, entries.__contains__), entries, overwrite, targets)
+        record_inputs(manifest, read_manifests(output, entries.__contains__), entries, overwrite, targets, targets)
         if is_alone:
             remove_temporaries(output)
         for name, file in zip(tqdm(names, desc="fuse", unit="image"), files, strict=True):

@@ -21,10 +21,14 @@ def read_image_ids(gt_json: str | Path) -> dict[str, CocoFile]:
     """Read the ``images`` of a COCO json, by their file names without suffix.
 
     Raises:
-        UserError: The file is missing, or is no COCO json.
+        UserError: The file is missing, is no COCO json, or has two images of one name.
     """
     images = read_json_as(gt_json, "json of --image-ids", ImageList).images
-    return {Path(image.file_name).with_suffix("").as_posix(): image for image in images}
+    found = {Path(image.file_name).with_suffix("").as_posix(): image for image in images}
+    if len(found) < len(images):
+        twice = next(i for i in images if found[Path(i.file_name).with_suffix("").as_posix()] is not i)
+        raise UserError(f"{gt_json} has two images that differ from {twice.file_name} in the suffix alone; rename one")
+    return found
 
 
 def number_images(names: Mapping[str, int | str | None]) -> dict[str, int | str]:

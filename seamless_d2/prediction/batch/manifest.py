@@ -7,6 +7,8 @@ together are its manifest.
 
 import json
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from ..frames import redact
 
 PENDING, DONE, FAILED = "pending", "done", "failed"
 _FILES = "manifest*.jsonl"
+_SHARD = re.compile(r"manifest-(\d+)-of-(\d+)\.jsonl")
 # The attributes of an entry that do not change.
 _INPUT = ("source", "state", "image", "kind", "image_id")
 
@@ -76,21 +79,22 @@ class Manifest:
         self.path = folder / (f"manifest-{label}.jsonl" if label else "manifest.jsonl")
 
     def add(self, entries: dict[str, Entry]) -> None:
-        """Append inputs by name; their outcome is pending."""
-        if entries:
-            lines = ({"name": name, **{key: getattr(e, key) for key in _INPUT}} for name, e in entries.items())
-            self._append("".join(f"{json.dumps(line)}\n" for line in lines))
+        """Append inputs by name; their outcome is pending. Without any, the file is created."""
+        now = time.time_ns()
+        lines = ({"name": name, "time": now, **{k: getattr(e, k) for k in _INPUT}} for name, e in entries.items())
+        self._append("".join(f"{json.dumps(line)}\n" for line in lines))
 
     def finish(self, name: str, reason: str | None = None) -> None:
         """Append that an input is done, or the ``reason`` for which it failed."""
         outcome = DONE if reason is None else FAILED
-        self._append(json.dumps({"name": name, "outcome": outcome, "reason": reason or ""}) + "\n")
+        line = {"name": name, "time": time.time_ns(), "outcome": outcome, "reason": reason or ""}
+        self._append(json.dumps(line) + "\n")
 
     def _append(self, text: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         data = text.encode()
         with open(self.path, "ab", buffering=0) as file:  # one call of write: lines of several processes do not mix
-            if _is_torn(self.path):
+            if data and _is_torn(self.path):
                 data = b"\n" + data
             file.write(data)
 
@@ -105,7 +109,7 @@ def _is_torn(path: Path) -> bool:
 
 
 def read_manifests(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Entry]:
-    """Read all manifests of a folder, the one that was changed last winning.
+    """Read all manifests of a folder; of several lines on one input the latest counts, whatever file it is in.
 
     Args:
         folder: The output folder.
@@ -117,17 +121,36 @@ def read_manifests(folder: Path, wanted: Callable[[str], bool] = lambda name: Tr
     Raises:
         UserError: A file is no manifest.
     """
-    found: dict[str, Entry] = {}
-    for path in sorted(folder.glob(_FILES), key=lambda p: (p.stat().st_mtime_ns, p.name)):
+    inputs: dict[str, tuple[int, Entry]] = {}
+    outcomes: dict[str, tuple[int, str, str]] = {}
+    for path in sorted(folder.glob(_FILES)):
         for line in _read_lines(path):
-            name = line["name"]
+            name, when = line["name"], line["time"]
             if not wanted(name):
                 continue
-            if "source" in line:
-                found[name] = Entry(**{key: line[key] for key in _INPUT} | {"state": tuple(line["state"])})
-            elif name in found:
-                found[name] = replace(found[name], outcome=line["outcome"], reason=line["reason"])
+            if "source" not in line:
+                if name not in outcomes or outcomes[name][0] <= when:
+                    outcomes[name] = when, line["outcome"], line["reason"]
+            elif name not in inputs or inputs[name][0] <= when:
+                inputs[name] = when, Entry(**{key: line[key] for key in _INPUT} | {"state": tuple(line["state"])})
+    found = {}
+    for name, (when, entry) in inputs.items():
+        last, outcome, reason = outcomes.get(name, (0, "", ""))
+        found[name] = replace(entry, outcome=outcome, reason=reason) if last >= when else entry
     return found
+
+
+def find_missing_shards(folder: Path) -> str | None:
+    """Return a shard that has never begun, "2/3", if there are shards and no division of the inputs is complete."""
+    begun: dict[int, set[int]] = {}
+    for path in folder.glob(_FILES):
+        if match := _SHARD.fullmatch(path.name):
+            begun.setdefault(int(match[2]), set()).add(int(match[1]))
+    missing = [(count, sorted(set(range(1, count + 1)) - numbers)) for count, numbers in begun.items()]
+    if not missing or any(not numbers for _, numbers in missing):
+        return None
+    count, numbers = max(missing)
+    return f"{numbers[0]}/{count}"
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -140,7 +163,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 line = None if number else {}
             if line is None:
                 continue
-            known = isinstance(line, dict) and isinstance(line.get("name"), str)
+            known = isinstance(line, dict) and isinstance(line.get("name"), str) and isinstance(line.get("time"), int)
             if not known or not (set(_INPUT) <= line.keys() or {"outcome", "reason"} <= line.keys()):
                 raise UserError(f"{path} was not written by this program; choose another folder")
             yield line

@@ -7,7 +7,7 @@ from ...errors import UserError
 from ...io import remove_temporaries, summarize_failures
 from ...locks import lock_output
 from .coco_folder import assemble_coco
-from .manifest import DONE, FAILED, PENDING, Entry, read_manifests
+from .manifest import DONE, FAILED, PENDING, Entry, find_missing_shards, read_manifests
 from .resume import list_coco_images
 
 
@@ -43,6 +43,8 @@ def merge_predictions(output: str | Path, *, partial: bool = False) -> tuple[Pat
 
 
 def _check_complete(output: Path, entries: dict[str, Entry]) -> None:
+    if missing := find_missing_shards(output):
+        raise UserError(f"{output}: shard {missing} has not begun; start it, or merge what is there with --partial")
     counts = Counter(entry.outcome for entry in entries.values())
     if counts[PENDING] or counts[FAILED]:
         failed = [entry.reason for entry in entries.values() if entry.outcome == FAILED]

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
@@ -36,7 +36,7 @@ def merge_parts(uri: str, output: Path, *, partial: bool = False) -> tuple[Path,
 
     Args:
         uri: The output of ``predict_on_ray``.
-        output: A folder that is new, empty, or of an earlier merge.
+        output: A folder that is new, empty, or of an earlier merge of the same job.
         partial: Whether parts may be missing and images may have failed.
 
     Returns:
@@ -55,20 +55,25 @@ def merge_parts(uri: str, output: Path, *, partial: bool = False) -> tuple[Path,
     if not partial and (pending or failed):
         raise UserError(
             f"{uri}: {len(pending)} of {len(planned)} parts are pending, and {len(failed)} have failures "
-            "(_failures-*.parquet); start the job again, or merge what is there with --partial"
+            "(_failures-*.parquet); start the job again, with --retry-failed, or merge what is there with --partial"
         )
     # The parts may lie in a folder of the output.
-    foreign = {path.name for path in output.iterdir()} - {PARTS} if output.is_dir() else ()
-    if foreign and not (output / ".lock").is_file():
+    foreign = {path.name for path in output.iterdir()} - {PARTS, ".lock"} if output.is_dir() else set()
+    marker = output / ".merged"
+    if foreign and not (marker.is_file() and marker.read_text() == folder.uri):
         raise UserError(f"{output} holds files of others; choose a new folder (--output)")
     with lock_output(output / ".lock", "a merge of predictions") as is_locked:
         if is_locked:
             remove_temporaries(output)
+        with atomic_write(marker, "w") as file:
+            file.write(folder.uri)
         numbers = number_images({name: None for part in parts for name in _read_names(folder, part, format)})
 
         def images() -> Iterator[tuple[int | str, str, dict[str, Any]]]:
             for part in tqdm(parts, "merge", unit="part"):
                 for prediction in decode_part(folder.read(part), format):
+                    if {"..", "/", ""} & {*PurePosixPath(prediction.name).parts, prediction.name}:
+                        raise UserError(f"{part} has an image called {prediction.name!r}, which leaves the output")
                     with atomic_write(output / "panoptic" / f"{prediction.name}.png") as file:
                         file.write(prediction.png)
                     yield numbers[prediction.name], prediction.image, _to_coco(prediction, categories)

@@ -10,7 +10,9 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from tqdm import tqdm
 
 from ...config import load_config_text
 from ...errors import UserError
+from ...locks import lock_output
 from ...parallel import available_cpus
 from ...structures.classes import Classes
 from ..options import PredictionOptions
@@ -60,7 +63,13 @@ class RayOptions:
 
 @dataclass
 class RaySummary:
-    """The outcome of a job: the number of images predicted now and before, and a sentence per image that failed now."""
+    """The outcome of a job.
+
+    Attributes:
+        predicted: The number of images predicted now.
+        before: The number of images in the parts that were finished before.
+        failures: A sentence per image that failed now or before.
+    """
 
     predicted: int
     before: int
@@ -74,6 +83,7 @@ def predict_on_ray(
     output: str,
     format: str,
     ray_options: RayOptions,
+    retry_failed: bool = False,
 ) -> RaySummary:
     """Predict all images that ``inputs`` name into files of an output folder.
 
@@ -85,18 +95,43 @@ def predict_on_ray(
             on in the same one.
         format: "parquet" or "webdataset".
         ray_options: How the job is divided.
+        retry_failed: Whether to do parts again in which images failed.
 
     Raises:
-        UserError: Ray is not installed, the output holds something else, or an input does not exist.
+        UserError: Ray is not installed, the weights or an input do not exist, the output holds something else, or
+            another program is writing into it.
     """
     ray = import_ray()
     if format not in SUFFIXES:
         raise UserError(f"--format is {format!r}; with --ray it is {' or '.join(SUFFIXES)}")
+    check_weights(config)
     folder = Folder(output)
+    # In an object store nothing can be locked: two programs with one output there would overwrite each other's plan.
+    with lock_output(Path(folder.root) / ".lock", "a job on Ray") if folder.is_local else nullcontext():
+        return _predict(ray, config, options, inputs, folder, format, ray_options, retry_failed)
+
+
+def check_weights(config: CfgNode) -> None:
+    """Raise ``UserError`` if the weights are a file that is not there."""
+    weights = config.MODEL.WEIGHTS
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise UserError(f"MODEL.WEIGHTS {weights} does not exist; check --weights")
+
+
+def _predict(
+    ray: Any,
+    config: CfgNode,
+    options: PredictionOptions,
+    inputs: Sequence[str],
+    folder: Folder,
+    format: str,
+    ray_options: RayOptions,
+    retry_failed: bool,
+) -> RaySummary:
     _record_settings(folder, config, options, format)
     plan_blocks(folder, inputs, ray_options.block_size)
-    todo, before = _list_blocks(folder, format)
-    summary = RaySummary(0, before, [])
+    todo, before, failures = _list_blocks(folder, format, retry_failed)
+    summary = RaySummary(0, before, failures)
     if todo:
         start_ray(ray, ray_options.address)
         context = ray.data.DataContext.get_current()
@@ -168,7 +203,7 @@ def _record_settings(folder: Folder, config: CfgNode, options: PredictionOptions
         earlier = json.loads(folder.read(SETTINGS_FILE))
         if earlier != json.loads(json.dumps(content)):
             raise UserError(f"{folder.uri} holds predictions made with other settings; choose another --output")
-    elif folder.list(""):
+    elif [name for name in folder.list("") if name != ".lock"]:
         raise UserError(f"{folder.uri} holds files that are no predictions of a job; choose another --output")
     else:
         folder.write(SETTINGS_FILE, json.dumps(content, indent=2).encode())
@@ -180,44 +215,60 @@ def plan_blocks(folder: Folder, inputs: Sequence[str], block_size: int) -> None:
     import pyarrow.parquet as pq
 
     plans = list_plans(folder)
-    known: dict[str, str] = {}
+    known: dict[str, tuple[str, str]] = {}
     for plan in plans:
-        table = pq.read_table(io.BytesIO(folder.read(plan)), columns=["name", "uri"])
-        known |= dict(zip(*(table[key].to_pylist() for key in ("name", "uri")), strict=True))
+        table = pq.read_table(io.BytesIO(folder.read(plan)), columns=["name", "uri", "state"])
+        names, *others = (table[key].to_pylist() for key in ("name", "uri", "state"))
+        known |= dict(zip(names, zip(*others, strict=True), strict=True))
     new = []
-    for item in find_items(inputs):
+    for item in find_items(inputs, folder):
         if item.name not in known:
             new.append(item)
-        elif known[item.name] != item.uri:
+        elif known[item.name] != (item.uri, item.state):
             raise UserError(
-                f"{folder.uri} holds a prediction of another file called {item.name} ({known[item.name]}, now "
-                f"{item.uri}); choose another --output"
+                f"{folder.uri} holds a prediction of another file called {item.name} ({known[item.name][0]}, now "
+                f"{item.uri}, or changed since); choose another --output"
             )
     if new:
         columns = {f.name: [getattr(item, f.name) for item in new] for f in fields(Item)}
         table = pa.table(columns).replace_schema_metadata({"block_size": str(block_size)})
-        folder.write(f"{_PLAN}{len(plans):04d}.parquet", _to_bytes(table))
+        name, content = f"{_PLAN}{len(plans):04d}.parquet", _to_bytes(table, block_size)
+        folder.write(name, content)
+        if folder.read(name) != content:
+            raise UserError(f"another program plans its work in {folder.uri}; wait until it has ended")
 
 
-def _to_bytes(table: Any) -> bytes:
-    """Return the content of a Parquet file."""
+def _to_bytes(table: Any, rows: int | None = None) -> bytes:
+    """Return the content of a Parquet file with groups of so many rows."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, row_group_size=rows, compression="zstd")
     return buffer.getvalue()
 
 
-def _list_blocks(folder: Folder, format: str) -> tuple[list[dict[str, Any]], int]:
-    """Return the blocks that are to be done, and the number of images in the others."""
+def _list_blocks(folder: Folder, format: str, retry_failed: bool) -> tuple[list[dict[str, Any]], int, list[str]]:
+    """Return the blocks that are to be done, the number of images in the others, and the failures in these."""
+    import pyarrow.parquet as pq
+
     done = {name.removesuffix(SUFFIXES[format]) for name in folder.list(SUFFIXES[format])}
-    todo, before = [], 0
+    failed = {name for name in folder.list(".parquet") if name.startswith(FAILURES)}
+    todo, before, failures = [], 0, []
     for block in iterate_blocks(folder):
-        if block["block"] in done:
-            before += block["count"]
-        else:
+        name = _name_failures(block["block"])
+        if block["block"] not in done or (retry_failed and name in failed):
             todo.append(block)
-    return todo, before
+            continue
+        before += block["count"]
+        if name in failed:
+            reasons = pq.read_table(io.BytesIO(folder.read(name)))["reason"].to_pylist()
+            failures += [f"{reason} (in an earlier run; --retry-failed tries it again)" for reason in reasons]
+    return todo, before, failures
+
+
+def _name_failures(block: str) -> str:
+    """Return the name of the file that lists the failures of a block."""
+    return f"{FAILURES}{block.removeprefix('part-')}.parquet"
 
 
 def list_plans(folder: Folder) -> list[str]:
@@ -230,7 +281,8 @@ def iterate_blocks(folder: Folder) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     for plan in list_plans(folder):
-        metadata = pq.read_metadata(io.BytesIO(folder.read(plan)))
+        with folder.open(plan) as file:
+            metadata = pq.read_metadata(file)
         size = int(metadata.metadata[b"block_size"])
         for number, start in enumerate(range(0, metadata.num_rows, size)):
             count = min(size, metadata.num_rows - start)
@@ -242,7 +294,9 @@ def _load_block(batch: dict[str, Any], uri: str) -> _Rows:
     import pyarrow.parquet as pq
 
     plan, start, count = str(batch["plan"][0]), int(batch["start"][0]), int(batch["count"][0])
-    table = pq.read_table(io.BytesIO(Folder(uri).read(plan))).slice(start, count)
+    with Folder(uri).open(plan) as file:
+        content = pq.ParquetFile(file)
+        table = content.read_row_group(start // int(content.metadata.metadata[b"block_size"]))
     items = [Item(**row) for row in table.to_pylist()]
     rows = [_make_row(item, image) for item, image in zip(items, load_images(items), strict=True)]
     columns = {key: [row[key] for row in rows] for key in rows[0]}
@@ -290,7 +344,9 @@ class _Actor:
                 failures.append((row["name"], row["uri"], str(error)))
         if failures:
             table = pa.Table.from_pylist([dict(zip(("name", "uri", "reason"), row, strict=True)) for row in failures])
-            self.folder.write(f"{FAILURES}{block[5:]}.parquet", _to_bytes(table))
+            self.folder.write(_name_failures(block), _to_bytes(table))
+        else:
+            self.folder.remove(_name_failures(block))  # of an earlier try
         done = [prediction for prediction in found if prediction is not None]
         self.folder.write(f"{block}{SUFFIXES[self.format]}", encode_part(done, self.format))
         return {"block": [block], "images": [len(done)], "failures": [json.dumps([f[2] for f in failures])]}

@@ -1,18 +1,21 @@
 """Folders on this machine or in an object store, through fsspec; files appear whole or not at all."""
 
 import io
+import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...errors import UserError
-from ...io import read_image
+from ...io import atomic_write, read_image
+from ...limits import MAX_FILE_SIZE
 from .sources import IMAGE_SUFFIXES, name_inputs
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ class Item:
         column: Of a Parquet file, the column of the images.
         start: The first byte in a tar file, or the row of a Parquet file.
         size: The number of bytes in a tar file.
+        state: What tells whether the file has changed: its size with its tag or time; "" where that is not known.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Item:
     column: str = ""
     start: int = 0
     size: int = 0
+    state: str = ""
 
 
 class Folder:
@@ -58,8 +63,9 @@ class Folder:
         Raises:
             UserError: The package for this kind of address is not installed, or its address is not known.
         """
-        self.uri = uri.rstrip("/")
-        self.fs, self.root = open_uri(self.uri)
+        self.fs, self.root = open_uri(uri.rstrip("/"))
+        self.uri = _full_uri(self.fs, self.root)
+        self.is_local = _is_local(self.fs)
 
     def list(self, suffix: str) -> list[str]:
         """Return the names of the files in the folder that end so, in alphabetical order."""
@@ -77,13 +83,35 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         """Write a file; it appears whole or not at all, and the last of several writers wins."""
         path = f"{self.root}/{name}"
-        if "file" in (protocols := self.fs.protocol) or protocols == "file":
-            from ...io import atomic_write
-
+        if self.is_local:
             with atomic_write(path) as file:
                 file.write(data)
         else:
             self.fs.pipe_file(path, data)
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading."""
+        return self.fs.open(f"{self.root}/{name}", "rb")
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.root}/{name}")
+
+
+def _is_local(fs: "AbstractFileSystem") -> bool:
+    return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def _full_uri(fs: "AbstractFileSystem", path: str) -> str:
+    """Return an address that means the same on every machine and in every folder."""
+    return os.path.abspath(path) if _is_local(fs) else fs.unstrip_protocol(path)
+
+
+def _state_of(info: dict[str, Any]) -> str:
+    """Return the size of a file with its tag or time."""
+    tags = (info.get(key) for key in ("ETag", "etag", "md5Hash", "content_settings", "mtime", "LastModified"))
+    return f"{info.get('size')} {next((tag for tag in tags if tag), '')}"
 
 
 def open_uri(uri: str) -> "tuple[AbstractFileSystem, str]":
@@ -98,38 +126,45 @@ def open_uri(uri: str) -> "tuple[AbstractFileSystem, str]":
         raise UserError(f"{uri} is no address that fsspec knows; use a path, s3://, gs:// or abfs://") from None
 
 
-def find_items(inputs: Sequence[str]) -> list[Item]:
+def find_items(inputs: Sequence[str], output: Folder | None = None) -> list[Item]:
     """List the images of all inputs, in order.
 
     Args:
         inputs: Folders, single images, Parquet files and webdataset tar files, or folders of them, and .txt files with
             one path or address a line; on this machine or in an object store.
+        output: A folder that is not searched, so that results do not become inputs.
 
     Raises:
-        UserError: An input does not exist or holds no images.
+        UserError: An input does not exist, is damaged, or holds no images.
     """
     found: list[tuple[Item, PurePosixPath]] = []
     for uri in inputs:
         before = len(found)
-        found += _find(uri)
+        try:
+            found += _find(uri, None if output is None else output.uri)
+        except UserError:
+            raise
+        except Exception as error:  # those of many packages: stores, networks, formats of files
+            raise UserError(f"input {uri} cannot be read ({type(error).__name__}: {error}); check it") from None
         if len(found) == before:
             raise UserError(f"input {uri} does not exist, or holds no images; check it")
     named = name_inputs([(number, relative, "image") for number, (_, relative) in enumerate(found)])
     return [
-        Item(s.name, s.relative, i.uri, i.kind, i.column, i.start, i.size)
+        Item(s.name, s.relative, i.uri, i.kind, i.column, i.start, i.size, i.state)
         for s, (i, _) in zip(named, found, strict=True)
     ]
 
 
-def _find(uri: str) -> Iterator[tuple[Item, PurePosixPath]]:
+def _find(uri: str, output: str | None) -> Iterator[tuple[Item, PurePosixPath]]:
     fs, root = open_uri(uri)
     if fs.isfile(root):
-        yield from _find_in_file(fs, uri, root, PurePosixPath(PurePosixPath(root).name))
+        yield from _find_in_file(fs, root, PurePosixPath(PurePosixPath(root).name), _state_of(fs.info(root)))
         return
-    for path in sorted(fs.find(root)):
+    for path, info in sorted(fs.find(root, detail=True).items()):
         relative = PurePosixPath(path[len(root) :].lstrip("/"))
-        if not any(part.startswith(".") for part in relative.parts) and _is_used(relative):
-            yield from _find_in_file(fs, f"{uri.rstrip('/')}/{relative}", path, relative)
+        is_result = output is not None and _full_uri(fs, path).startswith(f"{output}/")
+        if not is_result and not any(part.startswith(".") for part in relative.parts) and _is_used(relative):
+            yield from _find_in_file(fs, path, relative, _state_of(info))
 
 
 def _is_used(path: PurePosixPath) -> bool:
@@ -137,19 +172,21 @@ def _is_used(path: PurePosixPath) -> bool:
 
 
 def _find_in_file(
-    fs: "AbstractFileSystem", uri: str, path: str, relative: PurePosixPath
+    fs: "AbstractFileSystem", path: str, relative: PurePosixPath, state: str
 ) -> Iterator[tuple[Item, PurePosixPath]]:
-    suffix = relative.suffix.lower()
+    suffix, uri = relative.suffix.lower(), _full_uri(fs, path)
     if suffix == ".txt":
         for line in fs.cat_file(path).decode("utf-8-sig").splitlines():
             if line.strip() and not line.startswith("#"):
-                yield Item("", "", line.strip()), PurePosixPath(line.strip().split("://")[-1].lstrip("/"))
+                address = _full_uri(*open_uri(line.strip()))
+                yield Item("", "", address), PurePosixPath(line.strip().split("://")[-1].lstrip("/"))
     elif suffix == ".tar":
-        with fs.open(path, "rb") as file, tarfile.open(fileobj=file) as archive:
+        # Not a compressed one, of which no part can be read alone.
+        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 inner = PurePosixPath(member.name)
                 if member.isfile() and inner.suffix.lower() in IMAGE_SUFFIXES:
-                    item = Item("", "", uri, "tar", "", member.offset_data, member.size)
+                    item = Item("", "", uri, "tar", "", member.offset_data, member.size, state)
                     yield item, relative.with_suffix("") / inner
     elif suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -160,9 +197,9 @@ def _find_in_file(
             if column is None:
                 raise UserError(f"{uri} has no column of images; name it one of {', '.join(_IMAGE_COLUMNS)}")
             for row in range(content.metadata.num_rows):
-                yield Item("", "", uri, "parquet", column, row), relative.with_suffix("") / f"{row:06d}.jpg"
+                yield Item("", "", uri, "parquet", column, row, 0, state), relative.with_suffix("") / f"{row:06d}.jpg"
     else:
-        yield Item("", "", uri), relative
+        yield Item("", "", uri, state=state), relative
 
 
 def load_images(items: Sequence[Item]) -> list[np.ndarray | UserError]:
@@ -181,10 +218,11 @@ def _load_group(items: list[Item]) -> list[np.ndarray | UserError]:
     uri = items[0].uri
     try:
         contents = _READERS[items[0].kind](items)
-    except (OSError, ValueError, KeyError) as error:
-        return [UserError(f"image {item.image} of {uri} cannot be read ({error}); check it") for item in items]
     except UserError as error:
         return [error] * len(items)
+    except Exception as error:  # those of many packages: stores, networks, formats of files
+        reason = f"{type(error).__name__}: {error}"
+        return [UserError(f"image {item.image} of {uri} cannot be read ({reason}); check it") for item in items]
     return [_decode(content, item) for content, item in zip(contents, items, strict=True)]
 
 
@@ -207,13 +245,28 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         raise UserError(str(error).replace(str(file), name)) from None
 
 
+def _open_unchanged(item: Item) -> "tuple[AbstractFileSystem, str]":
+    """Return the file system and the path of a file of many images, whose parts were listed before."""
+    fs, path = open_uri(item.uri)
+    if _state_of(fs.info(path)) != item.state:
+        raise UserError(f"{item.uri} has changed since it was listed; predict it into another folder")
+    return fs, path
+
+
 def _read_file(items: list[Item]) -> list[bytes]:
     fs, path = open_uri(items[0].uri)
-    return [fs.cat_file(path)]
+    if path.startswith(("http://", "https://")):  # not every server knows ranges, and one may never end
+        with fs.open(path, "rb", block_size=0) as file:
+            data = file.read(MAX_FILE_SIZE + 1)
+    else:
+        data = fs.cat_file(path, 0, MAX_FILE_SIZE + 1)
+    if len(data) > MAX_FILE_SIZE:
+        raise UserError(f"image {items[0].uri} is larger than {MAX_FILE_SIZE >> 30} GB; make it smaller")
+    return [data]
 
 
 def _read_tar(items: list[Item]) -> list[bytes]:
-    fs, path = open_uri(items[0].uri)
+    fs, path = _open_unchanged(items[0])
     begin, end = min(i.start for i in items), max(i.start + i.size for i in items)
     data = fs.cat_file(path, begin, end)
     return [data[i.start - begin : i.start - begin + i.size] for i in items]
@@ -222,20 +275,22 @@ def _read_tar(items: list[Item]) -> list[bytes]:
 def _read_parquet(items: list[Item]) -> list[bytes | str]:
     import pyarrow.parquet as pq
 
-    fs, path = open_uri(items[0].uri)
-    rows, found, first = {i.start: number for number, i in enumerate(items)}, [b""] * len(items), 0
+    fs, path = _open_unchanged(items[0])
+    rows, found = {i.start: number for number, i in enumerate(items)}, [b""] * len(items)
     with fs.open(path, "rb") as file:
-        content = pq.ParquetFile(file)
+        # A group of rows may be larger than the memory: it is read in pieces, and never as a whole.
+        content, first = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False), 0
         for group in range(content.num_row_groups):
             last = first + content.metadata.row_group(group).num_rows
             wanted = [row for row in rows if first <= row < last]
-            if wanted:
-                column = content.read_row_group(group, columns=[items[0].column])[items[0].column]
-                for row in wanted:
-                    value: Any = column[row - first].as_py()
-                    if isinstance(value, dict):  # Hugging Face's form
-                        value = value["bytes"] or value["path"]
-                    found[rows[row]] = value
+            for batch in content.iter_batches(16, [group], [items[0].column]) if wanted else ():
+                for row in (row for row in wanted if first <= row < first + len(batch)):
+                    value: Any = batch.column(0)[row - first].as_py()
+                    # In Hugging Face's form it is a struct.
+                    found[rows[row]] = value if not isinstance(value, dict) else value["bytes"] or value["path"]
+                first += len(batch)
+                if first > max(wanted):
+                    break
             first = last
     return found
 

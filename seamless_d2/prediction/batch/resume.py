@@ -67,15 +67,17 @@ def record_inputs(
     inputs: Mapping[str, Entry],
     overwrite: bool,
     outputs: Mapping[str, Iterable[Path]],
+    stale: Mapping[str, Iterable[Path]],
 ) -> None:
-    """Record the inputs of what an output folder is about to hold.
+    """Record the inputs of what an output folder is about to hold; results of changed inputs are removed.
 
     Args:
         manifest: The manifest that new and changed inputs are added to.
         known: The entries of these inputs in all manifests of the folder.
         inputs: The inputs as they are now, by name.
         overwrite: Whether other inputs may replace those that are recorded.
-        outputs: The files that are made of each name.
+        outputs: The files that are made of each name now.
+        stale: The files that any run can have made of each name.
 
     Raises:
         UserError: The folder holds results of other inputs under the same names, or files of others under the names of
@@ -94,6 +96,11 @@ def record_inputs(
         raise UserError(
             f"{foreign[0]} exists and was not written by this program; choose another folder, or move it away"
         )
+    for name, entry in inputs.items():
+        # Not the times tell that results are old: a file that was copied or unpacked can be older than they are.
+        if name in known and not known[name].is_same_file(entry):
+            for path in stale.get(name, ()):
+                path.unlink(missing_ok=True)
     manifest.add(
         {
             name: entry

@@ -15,7 +15,7 @@ from ...io import remove_temporaries, summarize_failures, write_json
 from ...locks import lock_output
 from ...parallel import map_parallel
 from ...shard import Shard
-from ..formats import check_formats, list_files, write_formats
+from ..formats import FORMATS, check_formats, list_files, write_formats
 from ..frames import Frames, Selection
 from ..options import PredictionOptions
 from ..predictor import Predictor
@@ -208,8 +208,10 @@ class _Run:
         since = record_settings(output, settings, overwrite)
         manifest = Manifest(output, shard.label if shard else "")
         known = read_manifests(output, entries.__contains__)
-        outputs = {s.name: _list_outputs(s, output, formats) for s in sources if s.kind != "camera"}
-        record_inputs(manifest, known, entries, overwrite, outputs)
+        files = [s for s in sources if s.kind != "camera"]
+        outputs = {s.name: _list_outputs(s, output, formats) for s in files}
+        stale = {s.name: [*_list_outputs(s, output, FORMATS), frames_record(output, s.name)] for s in files}
+        record_inputs(manifest, known, entries, overwrite, outputs, stale)
         known = {name: entry for name, entry in known.items() if entry.as_pending() == entries[name]}
         if is_alone:
             remove_temporaries(output)

@@ -162,7 +162,10 @@ def name_inputs(found: list[tuple[Path | int | str, PurePosixPath, str]]) -> lis
     """
     folders = {parent.as_posix() for _, relative, _ in found for parent in relative.parents}
     sources, taken = [], set()
-    for path, relative, kind in found:
+    for path, given, kind in found:
+        # No result leaves its folder, and names are text that every file can hold.
+        parts = [p.encode("utf-8", "replace").decode() for p in given.parts if p not in ("..", "/", ".")]
+        relative = PurePosixPath(*parts or ["unnamed"])
         plain = relative.with_suffix("") if kind in ("image", "video") else relative
         name = plain.as_posix()
         forbidden = taken if kind == "image" else taken | folders

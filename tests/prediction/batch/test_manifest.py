@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from seamless_d2.errors import UserError
-from seamless_d2.prediction.batch.manifest import DONE, FAILED, PENDING, Manifest, describe_file, read_manifests
+from seamless_d2.prediction.batch.manifest import (
+    DONE,
+    FAILED,
+    PENDING,
+    Manifest,
+    describe_file,
+    find_missing_shards,
+    read_manifests,
+)
 
 
 def make_entries(folder: Path, count: int) -> dict:
@@ -53,8 +61,35 @@ def test_a_line_that_a_kill_cut_off(tmp_path: Path, cut: int) -> None:
     assert found["0"].outcome == (DONE if cut == 1 else PENDING) and found["1"].outcome == DONE
 
 
-@pytest.mark.parametrize("text", ["[1]\n", "{}\n", '{"name": 1}\n', '{"name": "a", "source": "b"}\n', "no json\n"])
+@pytest.mark.parametrize(
+    "text", ["[1]\n", "{}\n", '{"name": 1}\n', '{"name": "a", "time": 1, "source": "b"}\n', "no json\n"]
+)
 def test_files_of_others(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.jsonl").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.jsonl was not written by this program"):
         read_manifests(tmp_path)
+
+
+def test_the_latest_line_counts_in_whatever_file_it_is(tmp_path: Path) -> None:
+    entries = make_entries(tmp_path, 2)
+    one, two = Manifest(tmp_path), Manifest(tmp_path, "1-of-1")
+    one.add(entries)
+    one.finish("0")
+    (tmp_path / "0.png").write_bytes(b"changed")
+    two.add({"0": describe_file(tmp_path / "0.png", "0.png")})
+    two.finish("0", "cannot be read")
+    one.finish("1")  # makes the first file the newer one
+    assert read_manifests(tmp_path)["0"].outcome == FAILED
+    two.finish("0")
+    one.finish("1")
+    assert read_manifests(tmp_path)["0"].outcome == DONE
+
+
+def test_shards_that_have_not_begun(tmp_path: Path) -> None:
+    assert find_missing_shards(tmp_path) is None
+    Manifest(tmp_path, "2-of-3").add({})
+    Manifest(tmp_path, "1-of-3").add(make_entries(tmp_path, 1))
+    assert find_missing_shards(tmp_path) == "3/3"
+    Manifest(tmp_path, "1-of-2").add({})
+    Manifest(tmp_path, "2-of-2").add({})
+    assert find_missing_shards(tmp_path) is None

@@ -1,6 +1,7 @@
 """Shards: parts of the inputs that processes predict into one folder, and their merge."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,9 @@ def test_shards_in_any_order_give_what_one_run_gives(predictor, images: Path, tm
     predict_files(predictor, [images], tmp_path / "one", ["coco"])
     for number in (3, 1, 2):
         predict_files(predictor, [images], tmp_path / "many", ["coco"], shard=Shard(number, 3))
+        if number != 2:
+            with pytest.raises(UserError, match=f"shard {1 if number == 3 else 2}/3 has not begun"):
+                merge_predictions(tmp_path / "many")
     merge_predictions(tmp_path / "many")
     for name in ("panoptic.json", "instances.json", "settings.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
@@ -61,6 +65,21 @@ def test_failures_are_kept_until_they_are_to_be_tried_again(predictor, images: P
     Image.fromarray(make_image()).save(images / "left" / "0.png")
     assert not predict_files(predictor, [images], output, ["coco"]).failures
     assert len(json.loads(merge_predictions(output)[0].read_text())["images"]) == 6
+
+
+def test_a_changed_image_that_is_older_than_its_results(predictor, images: Path, tmp_path: Path) -> None:
+    output, image = tmp_path / "out", images / "left" / "0.png"
+    predict_files(predictor, [images], output, ["coco", "ids"])
+    old = (output / "left" / "0_ids.png").read_bytes()
+    Image.fromarray(make_image(48, 60, 9)).save(image)
+    os.utime(image, (1, 1))  # as unpacking and copying leave it
+    assert predict_files(predictor, [images], output, ["ids"]).skipped == 5
+    assert (output / "left" / "0_ids.png").read_bytes() != old
+    # The results in the other format are gone, too.
+    assert not (output / "panoptic" / "left" / "0.png").exists()
+    predict_files(predictor, [images], output, ["coco"])
+    heights = {i["file_name"]: i["height"] for i in json.loads((output / "panoptic.json").read_text())["images"]}
+    assert len(heights) == 6 and heights["left/0.png"] == 48
 
 
 def test_one_folder_is_one_growing_result(predictor, images: Path, tmp_path: Path) -> None:

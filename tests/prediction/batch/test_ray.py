@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from seamless_d2.errors import UserError
+from seamless_d2.locks import lock_output
 from seamless_d2.prediction.batch.run import predict_files
 
 from ...helpers.images import make_image
@@ -126,8 +127,9 @@ def test_killed_actors_and_drivers(
     assert "1 images failed" in printed and "broken.jpg" in printed and "were finished before" in printed
     assert {name: folder.read(name) for name in before} == before
     # A third start has nothing to do.
-    again = finish(start(model_files, *arguments))
+    again = finish(start(model_files, *arguments), code=1)
     assert f"0 images in {store}/out" in again and f"{COUNT + 1} were finished before" in again
+    assert "broken.jpg" in again and "in an earlier run; --retry-failed tries it again" in again
     # Equal to plain prediction.
     predict_files(predictor, [tmp_path / "in"], tmp_path / "plain", ["coco"])
     merge = [sys.executable, "-W", "ignore", TOOLS / "merge_predictions.py", f"{store}/out", "--output"]
@@ -187,6 +189,9 @@ def test_a_growing_job(tmp_path: Path) -> None:
         ("part-0000-0000001", 2, 1),
         ("part-0001-0000000", 0, 2),
     ]
+    (tmp_path / "in" / "a.png").write_bytes(b"changed")
+    with pytest.raises(UserError, match="another file called a .*or changed since"):
+        plan_blocks(folder, [str(tmp_path / "in")], 2)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="another file called a"):
@@ -201,6 +206,13 @@ def test_mistakes(model_files, predictor, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--actors and --block-size must be at least 1"):
         RayOptions(actors=0)
     with pytest.raises(UserError, match="does not exist, or holds no images"):
+        predict_on_ray(*common, output, "parquet", RayOptions())
+    cfg = predictor.cfg.clone()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "none.pth")
+    with pytest.raises(UserError, match=r"none\.pth does not exist"):
+        predict_on_ray(cfg, *common[1:], str(tmp_path / "new"), "parquet", RayOptions())
+    assert not (tmp_path / "new").exists()
+    with lock_output(tmp_path / "out" / ".lock", "a test"), pytest.raises(UserError, match="is being written by"):
         predict_on_ray(*common, output, "parquet", RayOptions())
     with pytest.raises(UserError, match="holds predictions made with other settings"):
         predict_on_ray(*common, output, "webdataset", RayOptions())

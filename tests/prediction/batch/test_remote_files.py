@@ -69,6 +69,32 @@ def test_every_kind_of_input(inputs: Path, tmp_path: Path) -> None:
     assert len(find_items([str(inputs / "a.png"), str(inputs)])) == 7
 
 
+def test_results_are_no_inputs(inputs: Path) -> None:
+    output = Folder(f"{inputs}/out")
+    output.write("part-0.parquet", encode_part(make_predictions(2), "parquet"))
+    assert len(find_items([str(inputs)], output)) == 6 and len(find_items([str(inputs)])) == 8
+
+
+def test_names_stay_in_their_folder(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for member in ("../../evil.png", "/etc/abs.png"):
+        with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+            entry = tarfile.TarInfo(member)
+            entry.size = len(png(0))
+            archive.addfile(entry, io.BytesIO(png(0)))
+        (item,) = find_items([str(tmp_path / "evil.tar")])
+        assert item.name in ("evil/evil", "evil/etc/abs", "etc/abs")
+    (inputs / "list.txt").write_text("../in/a.png\n")
+    monkeypatch.chdir(inputs)
+    (item,) = find_items(["list.txt"])
+    assert item.name == "in/a" and item.uri == str(inputs / "a.png")
+
+
+def test_a_file_that_has_changed_since_it_was_listed(inputs: Path) -> None:
+    items = [i for i in find_items([str(inputs)]) if i.kind == "tar"]
+    (inputs / "c.tar").write_bytes((inputs / "c.tar").read_bytes() + b"more")
+    assert all("has changed since it was listed" in str(error) for error in load_images(items))
+
+
 def test_inputs_that_are_none(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for wrong in (tmp_path / "nowhere", tmp_path / "empty"):
@@ -86,7 +112,9 @@ def test_inputs_that_are_none(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{inputs}/a.png")
     missing, other = load_images(find_items([str(tmp_path / "list.txt"), str(inputs / "deep")]))
     assert "a.png cannot be read" in str(missing) and np.array_equal(other, make_image(20, 30, 1))
-    (inputs / "c.tar").write_bytes((inputs / "c.tar").read_bytes()[:1200])
+    (inputs / "c.tar").write_bytes(b"no tar file, but long enough for one" * 100)
+    with pytest.raises(UserError, match=r"c\.tar cannot be read \(ReadError"):
+        find_items([str(inputs / "c.tar")])
     items = find_items([str(inputs / "d.parquet")])
     (inputs / "d.parquet").write_bytes(b"PAR1")
     assert all(isinstance(error, UserError) for error in load_images(items))
