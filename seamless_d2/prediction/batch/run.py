@@ -97,7 +97,17 @@ def predict_files(
     settings = get_prediction_settings(predictor.cfg, predictor.options)
     with _lock(Path(output), shard) as is_alone:
         run = _Run.prepare(
-            settings, inputs, output, formats, overwrite, image_ids, max_frames, is_alone, shard, retry_failed
+            settings,
+            inputs,
+            output,
+            formats,
+            overwrite,
+            image_ids,
+            max_frames,
+            is_alone,
+            shard,
+            retry_failed,
+            predictor.options.image_format,
         )
         summary = run.predict(predictor, run.sources)
         run.assemble()
@@ -131,7 +141,17 @@ def predict_files_on(
     summary = Summary()
     with _lock(Path(output), shard) as is_alone:
         run = _Run.prepare(
-            settings, inputs, output, formats, overwrite, image_ids, max_frames, is_alone, shard, retry_failed
+            settings,
+            inputs,
+            output,
+            formats,
+            overwrite,
+            image_ids,
+            max_frames,
+            is_alone,
+            shard,
+            retry_failed,
+            options.image_format,
         )
         shares = [(device, run.sources[k :: len(devices)]) for k, device in enumerate(devices)]
         work = partial(_predict_share, run, config, options)
@@ -179,6 +199,7 @@ class _Run:
     known: dict[str, Entry]  # what became of these inputs before
     is_shard: bool
     retry_failed: bool
+    image_format: str
 
     @classmethod
     def prepare(
@@ -193,6 +214,7 @@ class _Run:
         is_alone: bool,
         shard: Shard | None,
         retry_failed: bool,
+        image_format: str,
     ) -> "_Run":
         if max_frames is not None and max_frames < 1:
             raise UserError(f"max_frames (--max-frames) must be at least 1, not {max_frames}")
@@ -207,13 +229,23 @@ class _Run:
         since = record_settings(output, settings, overwrite)
         manifest = Manifest(output, shard.label if shard else "")
         known = read_manifests(output, entries.__contains__)
-        outputs = {s.name: _list_outputs(s, output, formats) for s in sources if isinstance(s.path, Path)}
+        outputs = {s.name: _list_outputs(s, output, formats, image_format) for s in sources if isinstance(s.path, Path)}
         record_inputs(manifest, known, entries, overwrite, outputs)
         known = {name: entry for name, entry in known.items() if entry.as_pending() == entries[name]}
         if is_alone:
             remove_temporaries(output)
         return cls(
-            sources, output, formats, overwrite, max_frames, since, manifest, known, shard is not None, retry_failed
+            sources,
+            output,
+            formats,
+            overwrite,
+            max_frames,
+            since,
+            manifest,
+            known,
+            shard is not None,
+            retry_failed,
+            image_format,
         )
 
     def predict(self, predictor: Predictor, sources: list[Source]) -> Summary:
@@ -235,7 +267,7 @@ class _Run:
         failed |= self._predict_images(predictor, todo, summary)
         for source in images:
             if source.name not in failed:
-                summary.written += _list_outputs(source, self.output, self.formats)
+                summary.written += _list_outputs(source, self.output, self.formats, self.image_format)
         for source in sources:
             if source.kind != "image":
                 self._try_video(predictor, source, summary)
@@ -243,7 +275,7 @@ class _Run:
 
     def _finished(self, source: Source, formats: Iterable[str]) -> bool:
         """Return whether the files of an image are there."""
-        return is_fresh(_list_outputs(source, self.output, formats), self.since, source.path)
+        return is_fresh(_list_outputs(source, self.output, formats, self.image_format), self.since, source.path)
 
     def _predict_images(self, predictor: Predictor, todo: list[Source], summary: Summary) -> set[str]:
         jobs = (
@@ -298,7 +330,8 @@ class _Run:
         def save(result: PanopticResult, number: int) -> None:
             result = tracker.update(result)
             for format, file in files.items():
-                file.write(result.overlay(labels=format == "labelled"))
+                # A legend would change the size of the frames with the classes that occur.
+                file.write(result.overlay(labels=format == "labelled", legend=False))
             if per_frame:
                 write_formats(result, self.output, name_frame(source.name, number), per_frame)
 
@@ -338,8 +371,8 @@ def _list_videos(source: Source, output: Path, formats: Iterable[str]) -> dict[s
     return {f: output / f"{source.name}_{f}.mp4" for f in formats if FORMATS[f].is_image}
 
 
-def _list_outputs(source: Source, output: Path, formats: Iterable[str]) -> list[Path]:
+def _list_outputs(source: Source, output: Path, formats: Iterable[str], image_format: str) -> list[Path]:
     """Return the files that are made of a source, except those of single frames."""
     if source.kind != "image":
         return list(_list_videos(source, output, formats).values())
-    return [path for paths in list_files(output, source.name, formats).values() for path in paths]
+    return [path for paths in list_files(output, source.name, formats, image_format).values() for path in paths]
