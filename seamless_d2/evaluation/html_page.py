@@ -27,6 +27,7 @@ table { border-collapse: collapse; } .scroll { overflow: auto; } .scroll.high { 
 .table thead th { position: sticky; top: 0; background: #fff; }
 .table td { border-bottom: 1px solid #f1f4f7; font-variant-numeric: tabular-nums; }
 .table .name, .table .kind { text-align: left; } .table .kind { color: var(--soft); font-size: 13px; }
+.table td.name { white-space: normal; overflow-wrap: anywhere; min-width: 120px; }
 .table .bars { width: 34%; min-width: 220px; } .better { color: #1b6e3c; } .worse { color: #b3261e; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--pq); }
 th button::after { content: "\\2195"; opacity: 0.35; margin-left: 3px; }

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from seamless_d2.evaluation.comparison import compare_evaluations, make_comparison_page
+
 from .test_dataset_statistics import random_image
 from .test_report import write
 
@@ -78,3 +80,16 @@ def test_report(page: Any, tmp_path: Path) -> None:
     image.click()
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
+
+
+@pytest.mark.slow
+def test_comparison(page: Any, tmp_path: Path) -> None:
+    random = np.random.RandomState(0)
+    for name in "ab":
+        write(tmp_path / name, 4, [random_image(random) for _ in range(5)], False)
+    comparison = compare_evaluations(tmp_path / "b", tmp_path / "a")
+    (tmp_path / "compare.html").write_text(make_comparison_page(comparison))
+    page.goto((tmp_path / "compare.html").as_uri())
+    page.locator("h2:text-is('Overall') ~ .scroll").first.get_by_role("button", name="B − A").click()
+    values = [float(text.replace("−", "-")) for text in column(page, "Overall", 3)]
+    assert values == sorted(values, reverse=True) and values[0] > values[-1] < 0
