@@ -210,6 +210,7 @@ class SeamlessTrainer(DefaultTrainer):
             results = self.test(cfg, self.checkpointer.model) or {}
             if self._trainer.ema is not None:
                 logging.getLogger(__name__).info("evaluation of the moving average of the weights")
+                cfg.MODEL.WEIGHTS = f"moving average in {cfg.MODEL.WEIGHTS}"  # no file has it alone
                 results["ema"] = self.test(cfg, self._trainer.ema.model) or {}
             if comm.is_main_process():
                 for name, image in draw_predictions(self.cfg, self.checkpointer.model):

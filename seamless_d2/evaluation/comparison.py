@@ -81,14 +81,14 @@ class _Evaluation:
         rows = csv.DictReader(io.StringIO(read_text(folder / "per_image.csv", "table of images")))
         try:
             images = {row["image_id"]: (row["name"], float(row["pq"]) if row["pq"] else None) for row in rows}
-            complete = all(
-                isinstance(metrics[key], dict) for key in ("facts", "average_precision", "per_class", *PARTS)
-            )
-        except (KeyError, TypeError, ValueError):
-            complete = False
-        if not complete:
-            raise UserError(f"{folder} does not hold a report of an evaluation by this version; evaluate again")
-        return cls(metrics, images)
+            found = cls(metrics, images)
+            for read in (found.overall, found.classes, found.class_set, found.facts, found.config):
+                read()  # fails for files that something else has written
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{folder} does not hold a report of an evaluation by this version; evaluate again"
+            ) from None
+        return found
 
     def overall(self) -> dict[str, float | None]:
         metrics = self.metrics

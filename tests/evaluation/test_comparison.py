@@ -101,7 +101,9 @@ def test_mistakes(folders: tuple[Path, Path], tmp_path: Path) -> None:
         compare_evaluations(folders[0], tmp_path / "four")
     with pytest.raises(UserError, match=r"none/metrics\.json does not exist"):
         compare_evaluations(tmp_path / "none", folders[0])
-    for content in ("{}", "[1]", '{"facts": {}, "average_precision": 3}'):
+    metrics = json.loads((folders[0] / "metrics.json").read_text())
+    wrong = [{**metrics, key: {"x": 3}} for key in ("All", "facts", "average_precision", "per_class")]
+    for content in ("{}", "[1]", *map(json.dumps, wrong)):
         (folders[0] / "metrics.json").write_text(content)
         with pytest.raises(UserError, match="A does not hold a report of an evaluation by this version"):
             compare_evaluations(*folders)
