@@ -12,9 +12,11 @@ from PIL import Image
 from seamless_d2 import Predictor
 from seamless_d2.errors import UserError
 from seamless_d2.prediction.batch.run import predict_files
+from seamless_d2.prediction.batch.video import Frames
 from seamless_d2.prediction.formats import Drawing
 
 from ..helpers.images import make_image
+from .batch.test_video import write_clip
 from .test_formats import result
 
 
@@ -60,4 +62,22 @@ def test_other_drawings_make_earlier_results_stale(model_files: tuple[Path, Path
     # Another format of images has files of its own.
     first.options = replace(fainter.options, image_format="png")
     assert [p.name for p in predict_files(first, inputs, output).written] == ["a_labelled.png"]
-    assert predict_files(first, inputs, output).skipped == 1 and (output / "a_labelled.jpg").is_file()
+    (output / "a_labelled.jpg").unlink()
+    assert predict_files(first, inputs, output).skipped == 1
+
+
+def test_the_tool_and_videos(model_files: tuple[Path, Path], tmp_path: Path, tool) -> None:
+    Image.fromarray(make_image()).save(tmp_path / "a.png")
+    write_clip(tmp_path / "clip.mp4", frames=2, size=(70, 50))
+    config, weights = model_files
+    command = ["predict.py", "--config-file", config, "--weights", weights, "--output", tmp_path / "out"]
+    command += ["--format", "overlay", "--alpha", "0.25", "--legend", "--image-format", "png"]
+    code, text = tool(*command, "--input", tmp_path / "a.png", tmp_path / "clip.mp4")
+    assert code == 0, text
+    expected = Predictor(*model_files, "cpu").predict(tmp_path / "a.png").overlay(0.25, labels=False, legend=True)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a_overlay.png")), expected)
+    # The frames of a video have one size, whatever occurs in them.
+    frame = next(iter(Frames(tmp_path / "out" / "clip_overlay.mp4")))
+    assert frame.shape == (50, 70, 3)
+    code, text = tool(*command, "--alpha", "3", "--input", tmp_path / "a.png")
+    assert code.startswith("error: ") and "--alpha" in code
