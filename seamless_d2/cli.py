@@ -15,6 +15,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "predict": "predict",
     "merge": "merge_predictions",
     "evaluate": "evaluate_predictions",
+    "compare": "compare_reports",
     "tune": "tune_thresholds",
     "prepare": "prepare_dataset",
     "convert": {

@@ -1,8 +1,10 @@
 """Drawings of panoptic maps."""
 
 import colorsys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,20 +36,79 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-def segment_color(segment: SegmentInfo, classes: Classes) -> Color:
-    """Return the RGB color of a segment.
+#: The number of different colors of the instances of one class.
+NUM_INSTANCE_COLORS = 24
+# From linear RGB to what full protanopia and deuteranopia see of it (Machado et al., 2009), after the identity.
+_VISIONS = np.array(
+    [
+        np.eye(3),
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    ]
+)
 
-    Stuff has the color of its class. Things vary in brightness and hue by their ``track_id``, or by their id if they
-    have none.
+
+def _to_linear(rgb: np.ndarray) -> np.ndarray:
+    """Convert sRGB values in 0..1 to linear ones."""
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def _see(rgb: np.ndarray) -> np.ndarray:
+    """Return the (3, n, 3) CIELAB coordinates in which the visions of ``_VISIONS`` see (n, 3) sRGB colors in 0..1."""
+    seen = np.clip(_to_linear(rgb) @ _VISIONS.transpose(0, 2, 1), 0, 1)
+    srgb = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+    return cv2.cvtColor(srgb.astype(np.float32), cv2.COLOR_RGB2LAB)
+
+
+@lru_cache(maxsize=256)
+def instance_colors(color: Color) -> list[Color]:
+    """Return NUM_INSTANCE_COLORS RGB colors for the instances of a class whose color is ``color``.
+
+    All are near the hue of the class, and differ in lightness, saturation and hue. Each is the one that is farthest
+    from those before it for the eye, normal or blind to red or green, that tells them apart worst; the first is the
+    one nearest to the color of the class.
     """
-    color = classes.colors[classes.to_label(segment)]
-    if not segment["isthing"]:
-        return color
-    h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in color))
-    # With the golden ratio, instances with neighboring ids differ most.
-    turn = segment.get("track_id", segment["id"]) * 0.61803398875 % 1.0
-    h, s, v = (h + 0.06 * (turn - 0.5)) % 1.0, min(1.0, max(s, 0.35) * (0.8 + 0.4 * turn)), 0.55 + 0.45 * turn
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(h, s, v))
+    own = np.array([color]) / 255
+    hue = colorsys.rgb_to_hsv(*own[0])[0]
+    shades = product(np.linspace(-0.06, 0.06, 5), np.linspace(0.35, 1, 6), np.linspace(0.35, 1, 9))
+    rgb = np.array([colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value) for turn, saturation, value in shades])
+    rgb = rgb[_see(rgb)[0, :, 0] < 85]  # lighter ones hide the white contours
+    seen = _see(rgb)
+    chosen = [int(np.linalg.norm(seen[0] - _see(own)[0], axis=1).argmin())]
+    nearest = np.full(len(rgb), np.inf)
+    while len(chosen) < NUM_INSTANCE_COLORS:
+        nearest = np.minimum(nearest, np.linalg.norm(seen - seen[:, chosen[-1], None], axis=2).min(axis=0))
+        chosen.append(int(nearest.argmax()))
+    return [tuple(c) for c in np.rint(255 * rgb[chosen]).astype(int).tolist()]
+
+
+def segment_colors(segments: list[SegmentInfo], classes: Classes) -> dict[int, Color]:
+    """Return the RGB color of each segment by its id.
+
+    Stuff has the color of its class. Things have those of ``instance_colors`` by their ``track_id``, or by their order
+    in their class if they have none.
+    """
+    colors, counts = {}, Counter()
+    for segment in segments:
+        label = classes.to_label(segment)
+        colors[segment["id"]] = color = classes.colors[label]
+        if segment["isthing"]:
+            number = segment.get("track_id", counts[label])
+            colors[segment["id"]] = instance_colors(tuple(color))[number % NUM_INSTANCE_COLORS]
+            counts[label] += 1
+    return colors
+
+
+def contrast(one: Color, other: Color) -> float:
+    """Return the contrast of two RGB colors, 1..21, by WCAG 2."""
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    low, high = sorted(float(_to_linear(np.array(c) / 255) @ weights) for c in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def text_color(background: Color) -> Color:
+    """Return black or white, whichever is easier to read; one of both has a contrast of at least 4.58."""
+    return max(((0, 0, 0), (255, 255, 255)), key=lambda text: contrast(text, background))
 
 
 def _contours(panoptic_seg: np.ndarray, is_thing: np.ndarray, width: int) -> np.ndarray:
@@ -74,13 +135,17 @@ def _bands(height: int) -> Iterator[slice]:
 
 
 def _draw_labels(
-    image: np.ndarray, panoptic_seg: np.ndarray, segments: list[SegmentInfo], classes: Classes
+    image: np.ndarray,
+    panoptic_seg: np.ndarray,
+    segments: list[SegmentInfo],
+    classes: Classes,
+    colors: dict[int, Color],
 ) -> np.ndarray:
-    """Write the class and score of each segment at its innermost point, if the text fits there."""
+    """Write the class and score of each segment on a tag of its color at its innermost point, if it is large enough."""
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
-    size = max(11, round(min(image.shape[:2]) / 32))
-    font = _font(size)
+    size = max(11, round(min(image.shape[:2]) / 36))
+    font, pad = _font(size), max(2, size // 5)
     taken: list[tuple[float, float, float, float]] = []
     # The position of a label need not be exact, so that a coarse map suffices and is much faster.
     step = max(1, round((panoptic_seg.size / 5e5) ** 0.5))
@@ -101,13 +166,17 @@ def _draw_labels(
             continue
         y, x = np.unravel_index(depth.argmax(), depth.shape)
         x, y = (x0 + x - 0.5) * step, (y0 + y - 0.5) * step
-        left, top, right, bottom = draw.textbbox((x, y), text, font=font, anchor="mm", stroke_width=2)
-        shift = min(0, image.shape[1] - right) + max(0, -left)
-        box = (left + shift, top, right + shift, bottom)
+        # All tags are as high as the font, whatever the letters, and inside the image.
+        half = round(font.getlength(text) / 2) + 2 * pad, size // 2 + 2 * pad
+        x, y = (max(h, min(round(c), n - 1 - h)) for c, h, n in zip((x, y), half, image.shape[1::-1], strict=True))
+        box = (x - half[0], y - half[1], x + half[0], y + half[1])
         if any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
             continue
         taken.append(box)
-        draw.text((x + shift, y), text, (255, 255, 255), font, "mm", stroke_width=2, stroke_fill=(20, 20, 20))
+        color = colors[segment["id"]]
+        ink = text_color(color)
+        draw.rounded_rectangle(box, radius=pad, fill=color, outline=ink)
+        draw.text((x, y), text, ink, font, "mm")
     return np.asarray(canvas)
 
 
@@ -122,6 +191,7 @@ def draw_overlay(
     min_side: int = 480,
     color_instances: bool = True,
     void_color: Color | None = None,
+    legend: bool = False,
 ) -> np.ndarray:
     """Blend the colors of the segments over an image, outline instances in white and write the names of the segments.
 
@@ -136,9 +206,10 @@ def draw_overlay(
             legible. The longer side does not become longer than 4 times this.
         color_instances: Whether instances vary around the color of their class.
         void_color: The color that is blended over void; default none.
+        legend: Whether the classes that occur are listed below the image.
 
     Returns:
-        (k H, k W, 3) uint8 RGB image.
+        (k H, k W, 3) uint8 RGB image, higher with a legend.
     """
     panoptic_seg = np.asarray(panoptic_seg)
     # A narrow image must not become very large on its other side.
@@ -155,9 +226,10 @@ def draw_overlay(
         share[0] = 0
     else:
         colors[0] = void_color
+    of_class = {s["id"]: classes.colors[classes.to_label(s)] for s in segments}
+    of_segment = segment_colors(segments, classes) if color_instances else of_class
     for segment in segments:
-        color = segment_color(segment, classes) if color_instances else classes.colors[classes.to_label(segment)]
-        colors[segment["id"]] = color
+        colors[segment["id"]] = of_segment[segment["id"]]
         is_thing[segment["id"]] = segment["isthing"]
     added = colors * share[:, None] + np.uint16(128)
     kept = np.uint16(256) - share
@@ -166,7 +238,10 @@ def draw_overlay(
         ids = panoptic_seg[rows]
         drawn[rows] = (image[rows] * kept[ids][..., None] + added[ids]) >> 8
     drawn[_contours(panoptic_seg, is_thing, min(5, max(1, round(min(image.shape[:2]) / 500)))) > 0] = 255
-    return _draw_labels(drawn, panoptic_seg, segments, classes) if labels else drawn
+    if labels:
+        drawn = _draw_labels(drawn, panoptic_seg, segments, classes, of_segment)
+    shown = sorted({classes.to_label(s) for s in segments}) if legend else []
+    return add_legend(drawn, [(classes.names[k], classes.colors[k], None) for k in shown]) if shown else drawn
 
 
 def contact_sheet(images: list[np.ndarray], columns: int = 2, gap: int = 8) -> np.ndarray:

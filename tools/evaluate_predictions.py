@@ -5,8 +5,9 @@
     python tools/evaluate_predictions.py predictions.json ground_truth.json --output report --images images
 
 The folders of the PNGs default to the paths of the jsons without ".json". The numbers are those of panopticapi, and the
-IoU of each class's pixels. With --output, metrics.json, per_class.csv and report.html are written too; with --images,
-the report shows the images. If the predicted segments_info have a "score", the report has a curve of score thresholds.
+IoU of each class's pixels. With --output, metrics.json, per_class.csv, per_image.csv and report.html are written too;
+with --images, the report shows the images. If the predicted segments_info have a "score", the report has a curve of
+score thresholds.
 
 The output of a job on Ray (tools/predict.py --ray) is read part by part, here or with --ray in its tasks.
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--pred-dir", type=Path, help="folder of the predicted PNGs")
     parser.add_argument("--truth-dir", type=Path, help="folder of the true PNGs")
     parser.add_argument("--json", type=Path, help="file for the result")
-    parser.add_argument("--output", type=Path, help="folder for metrics.json, per_class.csv and report.html")
+    parser.add_argument("--output", type=Path, help="folder for metrics.json, the csv files and report.html")
     parser.add_argument("--images", type=Path, help="folder of the images, for the report")
     parser.add_argument("--shard", metavar="I/N", help="part of the images, 1/8 ... 8/8, or slurm in a SLURM array")
     parser.add_argument("--sums", type=Path, help="folder of the sums of shards")

@@ -8,7 +8,7 @@ Inputs: images (jpg, png, webp, tif, bmp), folders (searched recursively, their 
 one path a line, videos, addresses of videos and streams (http, https, rtsp, rtsps), or the number of a webcam; Ctrl-C
 ends a webcam or stream, and what came before is kept. Formats, several separated by commas:
 
-    overlay    NAME_overlay.jpg    class colors, blended half over the image, with white contours around instances
+    overlay    NAME_overlay.jpg    class colors, blended over the image, with white contours around instances
     labelled   NAME_labelled.jpg   a color per instance, with names and scores (the default)
     coco       panoptic.json and panoptic/NAME.png (COCO panoptic), instances.json (COCO results: the map's instances)
     raw        NAME.pth.tar        both heads' outputs in the original program's layout
@@ -43,6 +43,7 @@ from seamless_d2.io import summarize_failures
 from seamless_d2.prediction import Predictor
 from seamless_d2.prediction.batch.run import predict_files, predict_files_on
 from seamless_d2.prediction.engines import is_exported, read_exported_config
+from seamless_d2.prediction.formats import Drawing
 from seamless_d2.prediction.frames import parse_time
 from seamless_d2.prediction.options import DEFAULT_SCALES, PredictionOptions
 from seamless_d2.prediction.tiles import DEFAULT_OVERLAP
@@ -99,6 +100,9 @@ def main() -> None:
     parser.add_argument("--score-thresh", type=float, help="least score of an instance, 0..1")
     parser.add_argument("--overlap-thresh", type=float, help="largest hidden share of an instance, 0..1")
     parser.add_argument("--stuff-area-thresh", type=int, help="least pixels of a stuff segment at network resolution")
+    parser.add_argument("--alpha", type=float, default=0.5, help="share of the color in drawings, 0..1 (%(default)s)")
+    parser.add_argument("--legend", action="store_true", help="list the classes below drawings of images")
+    parser.add_argument("--image-format", default="jpg", help="format of drawings of images, jpg or png (%(default)s)")
     parser.add_argument("--image-ids", type=Path, metavar="JSON", help="COCO json whose image ids the coco files use")
     parser.add_argument("--start", type=seconds, default=0.0, metavar="TIME", help="seconds or HH:MM:SS, of each video")
     parser.add_argument("--stop", type=seconds, metavar="TIME", help="seconds or HH:MM:SS; default the end of each")
@@ -143,6 +147,9 @@ def main() -> None:
         tta=tuple(args.tta or DEFAULT_SCALES) if args.tta is not None else (),
         raw="raw" in formats,
         engine=args.engine,
+        alpha=args.alpha,
+        legend=args.legend,
+        image_format=args.image_format,
     )
     if args.ray is not None:
         predict_by_ray(args, cfg, options, formats)
@@ -180,6 +187,7 @@ def predict_by_ray(args: argparse.Namespace, cfg: CfgNode, options: PredictionOp
     unused = {"--shard": args.shard, "--num-gpus": args.num_gpus > 1, "--overwrite": args.overwrite}
     unused |= {"--image-ids": args.image_ids, "--device": args.device, "--max-frames": args.max_frames}
     unused |= {"--start": args.start, "--stop": args.stop, "--stride": args.stride > 1}
+    unused |= {"--alpha, --legend or --image-format": options.drawing != Drawing()}
     if wrong := [name for name, value in unused.items() if value]:
         raise UserError(f"{wrong[0]} cannot be used with --ray; leave it out")
     if len(formats) > 1:

@@ -28,7 +28,7 @@ from ..errors import UserError
 from ..io import ids_to_rgb, read_image_size
 from ..prediction import PanopticResult, Predictor
 from ..prediction.batch.sources import IMAGE_SUFFIXES
-from ..visualization import segment_color
+from ..visualization import segment_colors
 
 _CLEANER = "import shutil, sys; sys.stdin.read(); shutil.rmtree(sys.argv[1], ignore_errors=True)"
 _TITLE = "seamless_d2: panoptic segmentation"
@@ -103,9 +103,9 @@ def make_figure(result: PanopticResult) -> str:
 
 def make_table(result: PanopticResult) -> str:
     """Return an HTML table of the segments, the largest first."""
-    rows = []
+    rows, colors = [], segment_colors(result.segments_info, result.classes)
     for segment in sorted(result.segments, key=lambda s: -s.area):
-        color = "rgb({}, {}, {})".format(*segment_color(segment.info(), result.classes))
+        color = "rgb({}, {}, {})".format(*colors[segment.id])
         score = "" if segment.score is None else f"{segment.score:.0%}"
         share = segment.area / result.panoptic_seg.size
         rows.append(

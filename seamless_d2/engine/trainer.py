@@ -202,11 +202,16 @@ class SeamlessTrainer(DefaultTrainer):
         # an interruption is not repeated.
         random_state = get_random_state()
         self._evaluating = True
+        # The report names the checkpoint that was just written, not the weights that the training began with.
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = self.checkpointer.get_checkpoint_file()
         try:
-            results = self.test(self.cfg, self.checkpointer.model) or {}
+            results = self.test(cfg, self.checkpointer.model) or {}
             if self._trainer.ema is not None:
                 logging.getLogger(__name__).info("evaluation of the moving average of the weights")
-                results["ema"] = self.test(self.cfg, self._trainer.ema.model) or {}
+                cfg.MODEL.WEIGHTS = f"moving average in {cfg.MODEL.WEIGHTS}"  # no file has it alone
+                results["ema"] = self.test(cfg, self._trainer.ema.model) or {}
             if comm.is_main_process():
                 for name, image in draw_predictions(self.cfg, self.checkpointer.model):
                     self.storage.put_image(f"image, ground truth, prediction/{name}", image.transpose(2, 0, 1))

@@ -17,11 +17,12 @@ from ..config_checks import check_config
 from ..data.derived_files import instances_path
 from ..errors import UserError
 from ..io import read_image
+from .facts import describe_model
 from .ground_truth import read_ground_truth
 from .instance_evaluator import InstanceEvaluator
 from .panoptic_evaluator import PanopticEvaluator
 from .panoptic_quality import Segments
-from .report import write_reports
+from .report import ImageSource, write_reports
 from .semantic_evaluator import SemanticEvaluator
 from .tables import format_tables
 
@@ -29,15 +30,18 @@ from .tables import format_tables
 class ReportingEvaluators(DatasetEvaluators):
     """Runs several evaluators and writes the reports on all their results."""
 
-    def __init__(self, evaluators: list[DatasetEvaluator], panoptic: PanopticEvaluator, output_dir: Path) -> None:
+    def __init__(
+        self, evaluators: list[DatasetEvaluator], panoptic: PanopticEvaluator, output_dir: Path, cfg: CfgNode
+    ) -> None:
         """
         Args:
             evaluators: All evaluators, ``panoptic`` included.
             panoptic: The evaluator whose statistics are reported.
-            output_dir: The folder of metrics.json, per_class.csv and report.html.
+            output_dir: The folder of metrics.json, per_class.csv, per_image.csv and report.html.
+            cfg: The configuration of the model; its MODEL.WEIGHTS are what is evaluated.
         """
         super().__init__(evaluators)
-        self.panoptic, self.output_dir = panoptic, output_dir
+        self.panoptic, self.output_dir, self.cfg = panoptic, output_dir, cfg
 
     def evaluate(self) -> OrderedDict[str, Any]:
         """Return the results of all evaluators on rank 0, and write the reports there."""
@@ -50,19 +54,23 @@ class ReportingEvaluators(DatasetEvaluators):
                 panoptic.classes,
                 panoptic.statistics,
                 panoptic.rules,
-                self._load_ground_truth,
+                ImageSource(self._get_name, self._load),
                 results,
+                describe_model(self.cfg),
             )
             tables = format_tables(panoptic.classes, panoptic.statistics, panoptic.rules, results)
             logging.getLogger(__name__).info(f"Results on {panoptic.dataset_name}:\n{tables}")
             logging.getLogger(__name__).info(f"Report: {self.output_dir / 'report.html'}")
         return results
 
-    def _load_ground_truth(self, image_id: Any) -> tuple[str, np.ndarray | None, np.ndarray, Segments]:
+    def _get_name(self, image_id: Any) -> str:
+        return os.path.basename(self.panoptic.records[image_id]["file_name"])
+
+    def _load(self, image_id: Any) -> tuple[np.ndarray | None, np.ndarray, Segments]:
         record = self.panoptic.records[image_id]
         image = read_image(record["file_name"], (record["height"], record["width"]))
         ground_truth = read_ground_truth(record["pan_seg_file_name"])
-        return os.path.basename(record["file_name"]), image, ground_truth, self.panoptic.gt_segments(record)
+        return image, ground_truth, self.panoptic.gt_segments(record)
 
 
 def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
@@ -118,5 +126,5 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | None = N
             )
         )
     if panoptic is not None and cfg.TEST.REPORT:
-        return ReportingEvaluators(evaluators, panoptic, Path(output_dir))
+        return ReportingEvaluators(evaluators, panoptic, Path(output_dir), cfg)
     return DatasetEvaluators(evaluators)

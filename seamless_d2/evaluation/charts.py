@@ -5,42 +5,6 @@ from html import escape
 
 import numpy as np
 
-STYLE = """
-:root { color-scheme: light; --ink: #1f2933; --soft: #66727f; --line: #e3e8ee;
-  --pq: #2f6fb2; --sq: #9bbfe0; --rq: #f0a35e; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 28px 24px 60px; background: #fff; color: var(--ink);
-  font: 15px/1.45 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; }
-h1 { font-size: 25px; margin: 0 0 2px; } h2 { font-size: 18px; margin: 38px 0 6px; }
-p { margin: 4px 0 10px; } .soft { color: var(--soft); font-size: 13.5px; }
-.tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 18px 0 6px; }
-.tile { border: 1px solid var(--line); border-radius: 8px; padding: 8px 16px 9px; min-width: 96px; }
-.tile b { display: block; font-size: 23px; font-weight: 600; } .tile span { color: var(--soft); font-size: 13px; }
-table { border-collapse: collapse; } .scroll { overflow-x: auto; }
-.classes { width: 100%; } .classes td, .classes th { padding: 4px 7px; text-align: right; white-space: nowrap; }
-.classes th { font-weight: 500; font-size: 13px; color: var(--soft); border-bottom: 1px solid var(--line); }
-.classes td { border-bottom: 1px solid #f1f4f7; font-variant-numeric: tabular-nums; }
-.classes .name, .classes .kind { text-align: left; } .classes .kind { color: var(--soft); font-size: 13px; }
-.classes .bars { width: 34%; min-width: 220px; }
-.dot { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px;
-  border: 1px solid #0002; }
-.bar { height: 5px; margin: 2px 0; border-radius: 2px; } .bar.main { height: 9px; }
-.track { background: #f4f6f8; border-radius: 2px; }
-.pq { background: var(--pq); } .sq { background: var(--sq); } .rq { background: var(--rq); }
-.confusion { font-size: 12px; } .confusion td { min-width: 34px; height: 25px; text-align: center; padding: 0 3px; }
-.confusion th { font-weight: 500; text-align: right; padding: 0 7px; white-space: nowrap; }
-.confusion .top { height: 110px; vertical-align: bottom; padding: 0; }
-.confusion .top div { writing-mode: vertical-rl; transform: rotate(180deg); margin: auto; padding: 4px 0; }
-.confusion.many td { min-width: 13px; width: 13px; height: 13px; padding: 0; font-size: 0; }
-.confusion.many th { font-size: 10.5px; }
-.confusion td.void { border-left: 2px solid #fff; } .pairs { margin: 10px 0; padding-left: 20px; }
-.example { display: grid; grid-template-columns: 1fr 1fr; gap: 4px 10px; margin: 12px 0 20px; }
-.example img { width: 100%; display: block; border-radius: 4px; }
-.example h3 { grid-column: 1 / 3; margin: 0; font-size: 15px; }
-.legend span { margin-right: 16px; } .legend i { display: inline-block; width: 14px; height: 8px; margin-right: 5px; }
-@media print { .example { break-inside: avoid; } }
-"""
-
 CURVE_COLORS = {"pq": "#2f6fb2", "sq": "#7fb0db", "rq": "#e08a3c"}
 
 

@@ -1,7 +1,7 @@
-"""The statistics of an evaluated data set: sums of fixed size, and a few example images."""
+"""The statistics of an evaluated data set: sums of fixed size, a row per image, and a few example images."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,6 +14,34 @@ SCORE_BINS = 100
 # The number of images that are kept as the best and as the worst, and the longest side of their maps in pixels.
 NUM_EXAMPLES = 4
 EXAMPLE_SIDE = 640
+
+
+class ImageRow(NamedTuple):
+    """The segments of one image.
+
+    Attributes:
+        image_id: The id of the image.
+        iou: The sum of the IoU of its matched segments.
+        tp, fp, fn: The numbers of its matched, false and missed segments.
+    """
+
+    image_id: Any
+    iou: float
+    tp: int
+    fp: int
+    fn: int
+
+    @classmethod
+    def from_match(cls, match: ImageMatch, image_id: Any) -> "ImageRow":
+        """Return the row of an image."""
+        counts = len(match.rows), int(match.false.sum()), int(match.missed.sum())
+        return cls(image_id, float(match.iou.sum()), *counts)
+
+    @property
+    def quality(self) -> tuple[float, float, float] | None:
+        """PQ, SQ and RQ of the image alone, over all its segments, in 0..1; None if no segment counts."""
+        weight = self.tp + 0.5 * (self.fp + self.fn)
+        return (self.iou / weight, self.iou / self.tp if self.tp else 0.0, self.tp / weight) if weight else None
 
 
 @dataclass
@@ -35,7 +63,7 @@ class Example:
 
 @dataclass
 class DatasetStatistics:
-    """Everything that the reports show, in memory that does not grow with the number of images.
+    """Everything that the reports show. Of each image no more is kept than its row, about 150 bytes.
 
     Attributes:
         num_classes: The number C of classes.
@@ -46,7 +74,7 @@ class DatasetStatistics:
             predicted segments of each class by score.
         unscored: (C,) numbers of predicted segments without a score.
         best, worst: The images with the highest and the lowest PQ, in this order, of those in which a segment counts.
-        images: The number of images that were added.
+        rows: A row per image, in the order in which they were added.
     """
 
     num_classes: int
@@ -56,7 +84,7 @@ class DatasetStatistics:
     unscored: np.ndarray = field(init=False)
     best: list[Example] = field(default_factory=list)
     worst: list[Example] = field(default_factory=list)
-    images: int = 0
+    rows: list[ImageRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         size = self.num_classes
@@ -77,7 +105,7 @@ class DatasetStatistics:
         self.quality.add(match)
         self._add_confusion(match)
         self._add_scores(match)
-        self.images += 1
+        self.rows.append(ImageRow.from_match(match, image_id))
         if match.quality is None:
             return
         for examples, sign in ((self.best, -1), (self.worst, 1)):
@@ -118,11 +146,20 @@ class DatasetStatistics:
         self.confusion += other.confusion
         self.curve += other.curve
         self.unscored += other.unscored
-        self.images += other.images
+        self.rows += other.rows
         for examples, more, sign in ((self.best, other.best, -1), (self.worst, other.worst, 1)):
             examples += more
             _sort_and_trim(examples, sign)
         return self
+
+    @property
+    def images(self) -> int:
+        """The number of images that were added."""
+        return len(self.rows)
+
+    def worst_first(self) -> list[ImageRow]:
+        """Return the rows by ascending PQ; images without a segment that counts come last."""
+        return sorted(self.rows, key=lambda r: _rank(r.quality[0] if r.quality else np.inf, r.image_id, 1))
 
     def semantic_iou(self) -> np.ndarray:
         """Return the (C,) IoU of the classes of the predicted map, in 0..1; NaN for classes without ground truth.

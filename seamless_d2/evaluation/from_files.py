@@ -26,8 +26,9 @@ from ..structures.coco_json import (
     read_json_as,
 )
 from .dataset_statistics import DatasetStatistics
+from .facts import describe_files
 from .panoptic_quality import ImageMatch, PanopticStatistics, Segments, match_image
-from .report import write_reports
+from .report import ImageSource, write_reports
 from .statistics_file import load_statistics, save_statistics
 from .tables import averages, format_tables, results_per_class
 from .with_hotcoco import quality_by_hotcoco
@@ -294,7 +295,7 @@ def report_files(
     workers: int | None = None,
     sums: str | Path | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
-    """Compare two COCO-panoptic jsons and write metrics.json, per_class.csv and report.html.
+    """Compare two COCO-panoptic jsons and write metrics.json, per_class.csv, per_image.csv and report.html.
 
     Args:
         prediction_json, gt_json, prediction_dir, gt_dir, rules, workers, sums: The arguments of ``evaluate_files``.
@@ -317,16 +318,19 @@ def report_files(
     statistics = read_sums(files, Path(sums), rules) if sums else accumulate(files, rules=rules, workers=workers)
     ground_truths = {ground_truth.image_id: ground_truth for ground_truth, _ in files.pairs}
 
-    def load_ground_truth(image_id: Any) -> tuple[str, np.ndarray | None, np.ndarray, Segments]:
+    def get_name(image_id: Any) -> str:
+        return files.images.get(image_id, ground_truths[image_id]).file_name
+
+    def load(image_id: Any) -> tuple[np.ndarray | None, np.ndarray, Segments]:
         ground_truth = ground_truths[image_id]
         id_image = read_id_image(files.gt_dir / ground_truth.file_name)
-        name, image = ground_truth.file_name, None
-        if image_dir is not None and image_id in files.images:
-            name = files.images[image_id].file_name
-            image = read_image(Path(image_dir) / name, id_image.shape[:2])
-        return name, image, id_image, files.segments(ground_truth)
+        shown = image_dir is not None and image_id in files.images
+        image = read_image(Path(image_dir) / get_name(image_id), id_image.shape[:2]) if shown else None
+        return image, id_image, files.segments(ground_truth)
 
     title = f"Evaluation of {Path(prediction_json).name}"
-    write_reports(Path(output_dir), title, files.classes, statistics, rules, load_ground_truth)
+    facts = describe_files(predictions=files.prediction_json, ground_truth=files.gt_json)
+    images = ImageSource(get_name, load)
+    write_reports(Path(output_dir), title, files.classes, statistics, rules, images, facts=facts)
     tables = format_tables(files.classes, statistics, rules)
     return summarize(statistics, files, rules), files.categories, tables

@@ -31,7 +31,7 @@ class PanopticEvaluator(DatasetEvaluator):
     """Evaluates PQ, SQ and RQ of all, thing and stuff classes, and PQ of each class.
 
     The numbers are those of Detectron2's ``COCOPanopticEvaluator``, but predictions are neither written to disk nor
-    sent to rank 0, and memory does not grow with the number of images.
+    sent to rank 0; of each image only the row of ``DatasetStatistics`` is kept.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
-"""The report of an evaluation: a self-contained HTML page, beside metrics.json and per_class.csv."""
+"""The report of an evaluation: a self-contained HTML page, beside metrics.json, per_class.csv and per_image.csv."""
 
 import base64
 import io
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,12 +14,16 @@ from PIL import Image
 from ..io import atomic_write, rgb_to_ids, write_json
 from ..structures.classes import Classes
 from ..visualization import draw_overlay
-from .charts import STYLE, bars, confusion_table, line_chart
+from .charts import bars, confusion_table, line_chart
 from .counting import number_segments
 from .dataset_statistics import DatasetStatistics, Example
+from .facts import Facts
+from .html_page import heading, make_page, make_table
 from .panoptic_quality import Segments
 from .tables import (
+    AP_COLUMNS,
     OPTIONAL_COLUMNS,
+    average_precision,
     averages,
     other_metrics,
     part_of_classes,
@@ -27,11 +31,24 @@ from .tables import (
     table_columns,
     without_nan,
     write_per_class,
+    write_per_image,
 )
 
-#: From an image id to the name of the image, the (H, W, 3) uint8 RGB image or None, the (H, W, 3) uint8 image of true
-#: ids and the true segments.
-LoadGroundTruth = Callable[[Any], tuple[str, np.ndarray | None, np.ndarray, Segments]]
+# The number of images in the table of the page; per_image.csv has all.
+MAX_IMAGES = 2000
+
+
+class ImageSource(NamedTuple):
+    """Where a report takes its images from.
+
+    Attributes:
+        get_name: Returns the name of an image by its id.
+        load: Reads, by the id of an image, the (H, W, 3) uint8 RGB image or None, the (H, W, 3) uint8 image of true ids
+            and the true segments.
+    """
+
+    get_name: Callable[[Any], str]
+    load: Callable[[Any], tuple[np.ndarray | None, np.ndarray, Segments]]
 
 
 def write_reports(
@@ -40,10 +57,11 @@ def write_reports(
     classes: Classes,
     statistics: DatasetStatistics,
     rules: str,
-    load_ground_truth: LoadGroundTruth,
+    images: ImageSource,
     results: dict[str, Any] | None = None,
+    facts: Facts | None = None,
 ) -> None:
-    """Write metrics.json, per_class.csv and report.html.
+    """Write metrics.json, per_class.csv, per_image.csv and report.html.
 
     Args:
         output_dir: The folder of the files; it is created if it does not exist.
@@ -51,21 +69,25 @@ def write_reports(
         classes: The classes in the order of the statistics.
         statistics: The statistics of the data set.
         rules: The rules by which the statistics were made, "panopticapi" or "original".
-        load_ground_truth: Reads the image and ground truth of an example.
+        images: The images and their ground truth.
         results: The results of Detectron2's evaluation loop, if there are any.
+        facts: What was evaluated, see ``describe_model`` and ``describe_files``.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     metrics = {
         "images": statistics.images,
         "rules": rules,
+        "facts": facts or {},
         **averages(statistics.quality, classes, rules),
         **{label: value / 100 for label, value in other_metrics(statistics, results)},
+        "average_precision": average_precision(results),
         "per_class": results_per_class(classes, statistics, results),
         "results": results or {},
     }
     write_json(output_dir / "metrics.json", without_nan(metrics), indent=2)
     write_per_class(output_dir / "per_class.csv", classes, statistics, results)
-    page = _page(title, classes, statistics, rules, load_ground_truth, results)
+    write_per_image(output_dir / "per_image.csv", statistics, images.get_name)
+    page = _page(title, classes, statistics, rules, images, results, facts or {})
     with atomic_write(output_dir / "report.html", "w") as file:
         file.write(page)
 
@@ -75,8 +97,9 @@ def _page(
     classes: Classes,
     statistics: DatasetStatistics,
     rules: str,
-    load_ground_truth: LoadGroundTruth,
+    images: ImageSource,
     results: dict[str, Any] | None,
+    facts: Facts,
 ) -> str:
     means = averages(statistics.quality, classes, rules)
     mean_of = "classes that occur" if rules == "panopticapi" else "all classes, as in the original"
@@ -86,21 +109,64 @@ def _page(
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{statistics.images} images, {len(classes.names)} classes; means over {mean_of}; percent.</p>',
+        _facts_section(facts),
         '<div class="tiles">',
         *(f'<div class="tile"><b>{value:.1f}</b><span>{escape(label)}</span></div>' for label, value in tiles),
         "</div>",
+        _precision_section(results),
         _class_section(classes, statistics, results),
         _confusion_section(classes, statistics),
         _curve_section(classes, statistics),
-        _example_section("Worst images", statistics.worst, classes, load_ground_truth),
-        _example_section("Best images", statistics.best, classes, load_ground_truth),
+        _image_section(statistics, images),
+        _example_section("Worst images", statistics.worst, classes, images),
+        _example_section("Best images", statistics.best, classes, images),
     ]
+    return make_page(title, sections)
+
+
+def _facts_section(facts: Facts) -> str:
+    rows = [
+        f"<tr><td>{escape(name)}</td><td>{escape(', '.join(f'{k} {v}' for k, v in values.items()))}</td></tr>"
+        for name, values in facts.items()
+        if name != "config"
+    ]
+    table = f'<table class="facts">{"".join(rows)}</table>' if rows else ""
+    lines = escape("\n".join(f"{key}: {value}" for key, value in facts.get("config", {}).items()))
+    return table + (f"<details><summary>config</summary><pre>{lines}</pre></details>" if lines else "")
+
+
+def _precision_section(results: dict[str, Any] | None) -> str:
+    rows = [
+        f'<tr><td class="name">{what}</td>{"".join(f"<td>{_percent(value)}</td>" for value in values.values())}</tr>'
+        for what, values in average_precision(results).items()
+    ]
+    if not rows:
+        return ""
+    heads = ['<th class="name"></th>', *(f"<th>{label}</th>" for label in AP_COLUMNS.values())]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n'
-        + "\n".join(sections)
-        + "\n</body></html>\n"
+        '<h2>Average precision</h2><p class="soft">At IoU 0.5 to 0.95, at 0.5 and at 0.75; of objects below 32², up to '
+        f"96² and above 96² pixels.</p>{make_table(heads, rows)}"
     )
+
+
+def _image_section(statistics: DatasetStatistics, images: ImageSource) -> str:
+    shown = statistics.worst_first()[:MAX_IMAGES]
+    heads = [heading("image", "name"), heading("PQ", sorted_by="ascending"), heading("SQ"), heading("RQ")]
+    heads += [heading("matched"), heading("missed"), heading("false")]
+    rows = []
+    for row in shown:
+        values = [_percent(value) for value in row.quality or [None] * 3]
+        cells = "".join(f"<td>{value}</td>" for value in (*values, row.tp, row.fn, row.fp))
+        rows.append(f'<tr><td class="name">{escape(images.get_name(row.image_id))}</td>{cells}</tr>')
+    cut = f"The {MAX_IMAGES} worst of {statistics.images} images; per_image.csv has all. "
+    return (
+        f'<h2>Images</h2><p class="soft">{cut if len(shown) < statistics.images else ""}Over all segments of the image '
+        f"alone; a click on a heading sorts.</p>{make_table(heads, rows)}"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _class_section(classes: Classes, statistics: DatasetStatistics, results: dict[str, Any] | None) -> str:
@@ -110,9 +176,9 @@ def _class_section(classes: Classes, statistics: DatasetStatistics, results: dic
     body = []
     for row in sorted(per_class.values(), key=lambda r: -r["pq"]):
         occurs = row["tp"] + row["fp"] + row["fn"] > 0
-        values = [f"{100 * row[k]:.1f}" if occurs else "–" for k in ("pq", "sq", "rq")]
+        values = [_percent(row[k] if occurs else None) for k in ("pq", "sq", "rq")]
         values += [str(row[k]) for k in ("tp", "fp", "fn")]
-        values += ["–" if row[k] is None else f"{100 * row[k]:.1f}" for k in heads if k in OPTIONAL_COLUMNS]
+        values += [_percent(row[k]) for k in heads if k in OPTIONAL_COLUMNS]
         color = "#{:02x}{:02x}{:02x}".format(*colors[row["class"]])
         chart = bars({k: row[k] for k in ("pq", "sq", "rq")}) if occurs else ""
         body.append(
@@ -125,10 +191,15 @@ def _class_section(classes: Classes, statistics: DatasetStatistics, results: dic
         '<h2>Classes</h2><p class="soft legend"><span><i class="pq"></i>PQ = SQ × RQ</span>'
         '<span><i class="sq"></i>SQ: how well matched segments fit (their mean IoU)</span>'
         '<span><i class="rq"></i>RQ: how many are matched (F1)</span></p>'
-        '<div class="scroll"><table class="classes"><tr>'
-        '<th class="name">class</th><th class="kind"></th><th></th>'
-        + "".join(f"<th>{label}</th>" for label in heads.values())
-        + f"</tr>{''.join(body)}</table></div>"
+        + make_table(
+            [
+                heading("class", "name"),
+                '<th class="kind"></th><th></th>',
+                *(heading(label, sorted_by="descending" if key == "pq" else "") for key, label in heads.items()),
+            ],
+            body,
+            high=False,
+        )
     )
 
 
@@ -166,26 +237,37 @@ def _curve_section(classes: Classes, statistics: DatasetStatistics) -> str:
     )
 
 
-def _example_section(
-    heading: str, examples: list[Example], classes: Classes, load_ground_truth: LoadGroundTruth
-) -> str:
-    parts = [f'<h2>{heading}</h2><p class="soft">Prediction left, ground truth right; PQ of the image alone.</p>']
+def _example_section(title: str, examples: list[Example], classes: Classes, images: ImageSource) -> str:
+    parts = [
+        f'<h2>{title}</h2><p class="soft">Image, prediction and ground truth, enlarged by a click; PQ of the image '
+        "alone.</p>"
+    ]
     for example in examples:
-        name, image, gt_id_image, ground_truth = load_ground_truth(example.image_id)
+        image, gt_id_image, ground_truth = images.load(example.image_id)
         height, width = example.ids.shape
         gt_ids = rgb_to_ids(cv2.resize(gt_id_image, (width, height), interpolation=cv2.INTER_NEAREST))
         if image is None:
-            image, alpha = np.full((height, width, 3), 235, np.uint8), 1.0
+            background, alpha = np.full((height, width, 3), 235, np.uint8), 1.0
         else:
-            image, alpha = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), 0.55
-        images = []
-        for ids, segments in ((example.ids, example.segments), (gt_ids, ground_truth)):
+            background, alpha = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), 0.55
+        drawn = {}
+        for what, ids, segments in (
+            ("prediction", example.ids, example.segments),
+            ("ground truth", gt_ids, ground_truth),
+        ):
             labels, info = _for_drawing(ids, segments, classes)
-            drawn = draw_overlay(image, labels, info, classes, alpha=alpha, min_side=240)
-            images.append(f'<img src="data:image/jpeg;base64,{_jpeg(drawn)}" alt="">')
+            drawn[what] = draw_overlay(background, labels, info, classes, alpha=alpha, min_side=240)
+        if image is not None:
+            size = drawn["prediction"].shape[1::-1]  # small ones are enlarged
+            drawn = {"image": cv2.resize(background, size, interpolation=cv2.INTER_CUBIC), **drawn}
         parts.append(
-            f'<div class="example"><h3>{escape(name)} <span class="soft">PQ {100 * example.quality:.1f}</span></h3>'
-            f"{''.join(images)}</div>"
+            f'<div class="example"><h3>{escape(images.get_name(example.image_id))} '
+            f'<span class="soft">PQ {100 * example.quality:.1f}</span></h3>'
+            + "".join(
+                f'<button type="button"><img src="data:image/jpeg;base64,{_jpeg(drawing)}" alt="{what}"></button>'
+                for what, drawing in drawn.items()
+            )
+            + "</div>"
         )
     return "".join(parts) if examples else ""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..io import atomic_write, read_bytes
-from .dataset_statistics import DatasetStatistics, Example
+from .dataset_statistics import DatasetStatistics, Example, ImageRow
 from .panoptic_quality import Segments
 
 _COUNTS = ("tp", "fp", "fn", "iou_parts")
@@ -27,7 +27,7 @@ def save_statistics(statistics: DatasetStatistics, path: Path, source: str) -> N
     """
     arrays = {key: getattr(statistics, key) for key in _ARRAYS}
     arrays |= {key: getattr(statistics.quality, key) for key in _COUNTS}
-    content = {"source": source, "images": statistics.images}
+    content = {"source": source, "rows": statistics.rows}
     for kind in ("best", "worst"):
         examples = getattr(statistics, kind)
         content[kind] = [[e.quality, e.image_id] for e in examples]
@@ -62,7 +62,7 @@ def load_statistics(path: Path, num_classes: int, source: str) -> DatasetStatist
                 getattr(statistics, key)[...] = arrays[key]
             for key in _COUNTS:
                 getattr(statistics.quality, key)[...] = arrays[key]
-            statistics.images = content["images"]
+            statistics.rows = [ImageRow(*row) for row in content["rows"]]
             for kind in ("best", "worst"):
                 for k, (quality, image_id) in enumerate(content[kind]):
                     found = {key: arrays.get(f"{kind}{k}_{key}") for key in _SEGMENTS}

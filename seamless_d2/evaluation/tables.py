@@ -1,7 +1,8 @@
-"""The results of an evaluation as tables: for the screen, per_class.csv and the report."""
+"""The results of an evaluation as tables: for the screen, per_class.csv, per_image.csv and the report."""
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ _METRICS = (
     ("box_ap", "bbox", "AP"),
     ("mask_ap", "segm", "AP"),
 )
+
+
+#: The kinds of average precision by Detectron2's names, with the heads of their columns.
+AP_COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
 
 
 def part_of_classes(part: str, classes: Classes) -> np.ndarray:
@@ -87,6 +92,35 @@ def write_per_class(
         writer.writerows(rows)
 
 
+def write_per_image(path: Path, statistics: DatasetStatistics, get_name: Callable[[Any], str]) -> None:
+    """Write a line per image as CSV, the worst first; qualities in 0..1 are empty if no segment counts.
+
+    Args:
+        path: The file.
+        statistics: The statistics of the data set.
+        get_name: Returns the name of an image by its id.
+    """
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image_id", "name", "pq", "sq", "rq", "tp", "fp", "fn"])
+        for row in statistics.worst_first():
+            counts = row.tp, row.fp, row.fn
+            writer.writerow([row.image_id, get_name(row.image_id), *(row.quality or [""] * 3), *counts])
+
+
+def average_precision(results: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
+    """Return the kinds of average precision (AP_COLUMNS) in 0..1 of those of "box" and "mask" that were measured.
+
+    None stands for what cannot be measured, for instance because no object is of that size.
+    """
+    results = results or {}
+    return {
+        what: {key: _known(results[task].get(key, math.nan) / 100) for key in AP_COLUMNS}
+        for what, task in (("box", "bbox"), ("mask", "segm"))
+        if task in results
+    }
+
+
 def table_columns(per_class: dict[int, dict[str, Any]]) -> dict[str, str]:
     """Return the heads of the columns for ``results_per_class`` by key; optional ones only if they hold any value."""
     optional = (key for key in OPTIONAL_COLUMNS if any(row.get(key) is not None for row in per_class.values()))
@@ -113,7 +147,13 @@ def format_tables(
     table = format_classes(results_per_class(classes, statistics, results))
     others = [f"{label} {value:.2f}" for label, value in other_metrics(statistics, results)]
     means = format_averages(averages(statistics.quality, classes, rules))
-    return f"{table}\n\n{means}\n\n{'   '.join(others)}"
+    precision = [
+        [what, *(_percent(value, key) for key, value in values.items())]
+        for what, values in average_precision(results).items()
+    ]
+    sizes = tabulate(precision, ["", *AP_COLUMNS.values()], floatfmt=".2f", missingval="-")
+    parts = [table, means, "   ".join(others), *([sizes] if precision else [])]
+    return "\n\n".join(parts)
 
 
 def _percent(value: float | None, key: str) -> float | None:

@@ -14,13 +14,41 @@ from typing import Any
 
 from ..errors import UserError
 
+#: The formats of files with drawings.
+IMAGE_FORMATS = ("jpg", "png")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How results are drawn over their images.
+
+    Attributes:
+        alpha: The share of the color, 0..1.
+        legend: Whether the classes that occur are listed below the image.
+        image_format: The format of files with drawings, "jpg" or "png".
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    alpha: float = 0.5
+    legend: bool = False
+    image_format: str = "jpg"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha (--alpha), the share of the color, must be between 0 and 1, not {self.alpha}")
+        if self.image_format not in IMAGE_FORMATS:
+            raise UserError(f"image_format (--image-format) must be jpg or png, not {self.image_format!r}")
+
 
 @dataclass(frozen=True)
 class Format:
     """An output format.
 
     Attributes:
-        files: The names of its files; "{}" stands for the name of the image, which may contain folders.
+        files: The names of its files; "{}" stands for the name of the image, which may contain folders, and
+            "{image_format}" for that of ``Drawing``.
         write: Writes a ``PanopticResult``; called with the result, the name of the image and one path per file.
         is_image: Whether its file is an image, which for a video becomes a video.
     """
@@ -56,9 +84,11 @@ def check_formats(names: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def list_files(folder: Path, name: str, formats: Iterable[str]) -> dict[str, list[Path]]:
+def list_files(
+    folder: Path, name: str, formats: Iterable[str], image_format: str = Drawing.image_format
+) -> dict[str, list[Path]]:
     """Return the files of each format for the image ``name`` (without suffix, may contain folders)."""
-    return {f: [folder / file.format(name) for file in FORMATS[f].files] for f in formats}
+    return {f: [folder / file.format(name, image_format=image_format) for file in FORMATS[f].files] for f in formats}
 
 
 def write_formats(result: Any, folder: Path, name: str, formats: Iterable[str]) -> list[Path]:
@@ -67,7 +97,7 @@ def write_formats(result: Any, folder: Path, name: str, formats: Iterable[str]) 
     Raises:
         UserError: A format is unknown, or cannot hold the result.
     """
-    files = list_files(folder, name, check_formats(formats))
+    files = list_files(folder, name, check_formats(formats), result.drawing.image_format)
     for format, paths in files.items():
         FORMATS[format].write(result, name, *paths)
     return [path for paths in files.values() for path in paths]

@@ -1,12 +1,13 @@
 """How images are predicted: the options of ``Predictor`` and of ``tools/predict.py``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 
 from ..errors import UserError
+from .formats import Drawing
 from .tiles import DEFAULT_OVERLAP, plan_tiles
 
 DEFAULT_SCALES = (0.75, 1.0, 1.25)
@@ -33,6 +34,7 @@ class PredictionOptions:
             checkpoint is exported first, which takes about two minutes.
         compile: Whether to run the network through ``torch.compile``. The first image of each size then takes a minute
             or more, the others less. This needs a C++ compiler.
+        alpha, legend, image_format: How results are drawn, see ``drawing``.
 
     Raises:
         UserError: An option is out of range, or two options exclude each other.
@@ -47,8 +49,17 @@ class PredictionOptions:
     raw: bool = False
     compile: bool = False
     engine: str | None = None
+    alpha: float = Drawing.alpha
+    legend: bool = Drawing.legend
+    image_format: str = Drawing.image_format
+
+    @property
+    def drawing(self) -> Drawing:
+        """How results are drawn."""
+        return Drawing(self.alpha, self.legend, self.image_format)
 
     def __post_init__(self) -> None:
+        self.drawing  # noqa: B018  checks its values
         if self.batch_size < 1 or (self.short_side is not None and self.short_side < 1):
             raise UserError("batch_size (--batch-size) and short_side (--short-side) must be at least 1")
         if self.raw and (self.tile or self.tta):
@@ -67,7 +78,16 @@ class PredictionOptions:
     def fingerprint(self) -> dict[str, Any]:
         """Return the options that change results, as json values."""
         tile = None if self.tile is None else list(self.tile)
-        return {"amp": self.amp, "tile": tile, "overlap": self.overlap, "tta": list(self.tta), "engine": self.engine}
+        # Files in another format of images have other names. None for the defaults is what earlier versions recorded.
+        drawing = replace(self.drawing, image_format=Drawing.image_format)
+        return {
+            "amp": self.amp,
+            "tile": tile,
+            "overlap": self.overlap,
+            "tta": list(self.tta),
+            "engine": self.engine,
+            "drawing": None if drawing == Drawing() else [drawing.alpha, drawing.legend],
+        }
 
     def apply(self, cfg: CfgNode, weights: str | None = None, device: str | None = None) -> CfgNode:
         """Return a copy of a configuration from which the model of a prediction is built.

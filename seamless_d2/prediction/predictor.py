@@ -82,7 +82,7 @@ class Predictor:
                 MODEL.WEIGHTS.
             device: "cpu", "cuda", ...; default the config's, or the CPU if there is no GPU.
             options: The fields of ``PredictionOptions``: batch_size, amp, short_side, tile, overlap, tta, raw, compile,
-                engine.
+                engine, alpha, legend, image_format.
 
         Raises:
             UserError: Config or weights are missing, unreadable or not made for each other, or an option is out of
@@ -210,7 +210,8 @@ class Predictor:
     def postprocess(self, prepared: PreparedImage, output: NetworkOutput | PanopticMap) -> PanopticResult:
         """Run the third stage: the fusion, and the map at the image's size."""
         if isinstance(output, PanopticMap):
-            return PanopticResult.from_fusion(prepared.image, output.panoptic_seg, output.segments, self.classes)
+            found = output.panoptic_seg, output.segments
+            return PanopticResult.from_fusion(prepared.image, *found, self.classes, drawing=self.options.drawing)
         panoptic_seg, segments = self.model.postprocess(output, prepared.image.shape[:2])["panoptic_seg"]
         raw = None
         if self.options.raw:
@@ -222,7 +223,10 @@ class Predictor:
                 found.scores,
                 mask_logits(found),
             )
-        return PanopticResult.from_fusion(prepared.image, panoptic_seg.cpu().numpy(), segments, self.classes, raw)
+        panoptic_seg = panoptic_seg.cpu().numpy()
+        return PanopticResult.from_fusion(
+            prepared.image, panoptic_seg, segments, self.classes, raw, self.options.drawing
+        )
 
     def _is_cut(self, image: np.ndarray) -> bool:
         tile = self.options.tile

@@ -1,7 +1,7 @@
 """The result of a prediction, and the formats that it is written in."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -13,7 +13,7 @@ from ..io import ids_to_rgb, read_image, save_image, save_png, to_rgb, write_jso
 from ..structures.classes import Classes
 from ..structures.id_maps import SegmentInfo, instance_annotations, measure_segments
 from ..visualization import draw_overlay
-from .formats import register_format, write_formats
+from .formats import Drawing, register_format, write_formats
 
 if TYPE_CHECKING:  # exported models run without them
     from detectron2.structures import Instances
@@ -125,6 +125,7 @@ class PanopticResult:
         segments: The segments in the order of their ids.
         classes: The names and colors of the classes.
         raw: The outputs of both heads; None unless the ``Predictor`` was made with ``raw=True``.
+        drawing: How ``overlay`` and the formats that are images draw it.
     """
 
     image: np.ndarray
@@ -132,6 +133,7 @@ class PanopticResult:
     segments: list[Segment]
     classes: Classes
     raw: HeadOutputs | None = None
+    drawing: Drawing = Drawing()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PanopticResult):
@@ -163,6 +165,7 @@ class PanopticResult:
         segments_info: list[SegmentInfo],
         classes: Classes,
         raw: HeadOutputs | None = None,
+        drawing: Drawing = Drawing(),  # noqa: B008  it is frozen
     ) -> "PanopticResult":
         """Make a result of the output of ``fuse_panoptic``; boxes are measured on the map."""
         segments = []
@@ -181,29 +184,35 @@ class PanopticResult:
                     score=info.get("score"),
                 )
             )
-        return cls(image, panoptic_seg, segments, classes, raw)
+        return cls(image, panoptic_seg, segments, classes, raw, drawing)
 
     @property
     def segments_info(self) -> list[SegmentInfo]:
         """The segments as Detectron2's dicts."""
         return [segment.info() for segment in self.segments]
 
-    def overlay(self, alpha: float = 0.5, labels: bool = True) -> np.ndarray:
+    def overlay(self, alpha: float | None = None, labels: bool = True, legend: bool | None = None) -> np.ndarray:
         """Draw the segments over the image.
 
         Args:
-            alpha: The share of the color, 0..1.
+            alpha: The share of the color, 0..1; default that of ``drawing``, which is 0.5 unless the ``Predictor`` was
+                made with another.
             labels: With labels, segments carry names and scores, each instance has its own color, and small images are
                 enlarged. Without, the overlay is the original program's: class colors, white contours around
                 instances, dark void.
+            legend: Whether the classes that occur are listed below the image; default that of ``drawing``, no.
 
         Returns:
             (H, W, 3) uint8 RGB.
+
+        Raises:
+            UserError: ``alpha`` is out of range.
         """
+        given = {"alpha": alpha, "legend": legend}
+        drawing = replace(self.drawing, **{key: value for key, value in given.items() if value is not None})
         style = {} if labels else {"min_side": 1, "color_instances": False, "void_color": (0, 0, 0)}
-        return draw_overlay(
-            self.image, self.panoptic_seg, self.segments_info, self.classes, alpha=alpha, labels=labels, **style
-        )
+        style |= {"alpha": drawing.alpha, "labels": labels, "legend": drawing.legend}
+        return draw_overlay(self.image, self.panoptic_seg, self.segments_info, self.classes, **style)
 
     def to_coco(self, file_name: str = "image.png", image_id: int = 1) -> tuple[np.ndarray, dict[str, Any]]:
         """Convert to COCO's panoptic format, as panopticapi and Detectron2 read it.
@@ -315,12 +324,12 @@ class PanopticResult:
         return write_formats(self, Path(folder), name, formats)
 
 
-@register_format("overlay", "{}_overlay.jpg", is_image=True)
+@register_format("overlay", "{}_overlay.{image_format}", is_image=True)
 def _write_overlay(result: PanopticResult, name: str, path: Path) -> None:
     save_image(result.overlay(labels=False), path)
 
 
-@register_format("labelled", "{}_labelled.jpg", is_image=True)
+@register_format("labelled", "{}_labelled.{image_format}", is_image=True)
 def _write_labelled(result: PanopticResult, name: str, path: Path) -> None:
     save_image(result.overlay(), path)
 

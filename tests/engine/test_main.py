@@ -1,5 +1,6 @@
 """Training, evaluation and resuming as tools/train_net.py does them, on a few toy scenes."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -26,6 +27,10 @@ def test_train_resume_and_evaluate(tmp_path: Path, arguments) -> None:
     }
     assert (out / "last_checkpoint").read_text() == "model_final.pth"
     assert any(p.name.startswith("events.out.tfevents") for p in out.iterdir())
+    # The report names the checkpoint of the weights that it is about.
+    facts = json.loads((out / "inference" / "metrics.json").read_text())["facts"]
+    digest = hashlib.sha256((out / "model_final.pth").read_bytes()).hexdigest()[:16]
+    assert facts["weights"] == {"file": str(out / "model_final.pth"), "sha256": digest}
     # Going on with a longer schedule starts after the last iteration.
     run(arguments("SOLVER.MAX_ITER", "6", flags=("--resume", "--allow-config-change")))
     assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 5

@@ -64,6 +64,7 @@ def test_shards_add_up_to_one_evaluation(files: tuple[Path, Path], tmp_path: Pat
 def assert_equal(one: DatasetStatistics, two: DatasetStatistics) -> None:
     for key in ("confusion", "curve", "unscored", "images"):
         assert np.array_equal(getattr(one, key), getattr(two, key))
+    assert one.worst_first() == two.worst_first() and len(one.rows) == 13
     for a, b in zip(one.best + one.worst, two.best + two.worst, strict=True):
         assert (a.quality, a.image_id) == (b.quality, b.image_id) and np.array_equal(a.ids, b.ids)
         assert np.array_equal(a.segments.scores, b.segments.scores)

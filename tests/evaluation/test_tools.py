@@ -1,5 +1,6 @@
 """The command lines of tools/evaluate_predictions.py and tools/tune_thresholds.py."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def test_evaluate_predictions(tmp_path: Path, tool) -> None:
         *("--output", tmp_path / "report", "--images", files["image_dir"]),
     )
     assert code == 0 and "report.html" in text and "mIoU of the map 100.00" in text
-    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["metrics.json", "per_class.csv", "report.html"]
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == [
+        *("metrics.json", "per_class.csv", "per_image.csv", "report.html"),
+    ]
     results = [json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab"]
     assert results[0] == results[1] and set(results[0]) == {"All", "Things", "Stuff", "per_class"}
     # The crowd of persons is predicted as a segment, which the crowd excuses.
@@ -42,6 +45,9 @@ def test_evaluate_predictions(tmp_path: Path, tool) -> None:
     quality = {"pq": 1, "sq": 1, "rq": 1, "tp": 4, "fp": 0, "fn": 0, "iou": 1}
     assert results[0]["per_class"]["7"] == {"class": "car", "kind": "thing", **quality}
     report = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    digest = hashlib.sha256(ground_truth.read_bytes()).hexdigest()[:16]
+    assert report["facts"]["predictions"] == {"file": str(ground_truth), "sha256": digest}
+    assert digest in (tmp_path / "report" / "report.html").read_text()
     assert report["per_class"] == results[0]["per_class"]
     for options, words in (
         (("--images", tmp_path), "add --output"),

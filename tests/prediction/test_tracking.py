@@ -6,7 +6,7 @@ import numpy as np
 
 from seamless_d2 import PanopticResult
 from seamless_d2.prediction.tracking import Tracker
-from seamless_d2.visualization import segment_color
+from seamless_d2.visualization import segment_colors
 
 from ..helpers.panoptic_files import CLASSES
 
@@ -34,7 +34,8 @@ def test_instances_keep_their_number_whatever_their_order() -> None:
     second = tracker.update(scene((54, 12, 74, 32, 0), (12, 41, 32, 56, 1), (14, 12, 34, 32, 0)))
     assert tracks(second) == [2, 3, 1]
     # The colour goes with the track.
-    assert segment_color(second.segments_info[0], CLASSES) == segment_color(first.segments_info[1], CLASSES)
+    colors = [segment_colors(result.segments_info, CLASSES) for result in (first, second)]
+    assert colors[1][1] == colors[0][2] != colors[0][1] == colors[1][3]
     # Another class in the same place is another object.
     assert tracks(tracker.update(scene((54, 12, 74, 32, 1)))) == [4]
 

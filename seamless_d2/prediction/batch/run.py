@@ -15,7 +15,7 @@ from ...io import remove_temporaries, summarize_failures, write_json
 from ...locks import lock_output
 from ...parallel import map_parallel
 from ...shard import Shard
-from ..formats import FORMATS, check_formats, list_files, write_formats
+from ..formats import FORMATS, IMAGE_FORMATS, check_formats, list_files, write_formats
 from ..frames import Frames, Selection
 from ..options import PredictionOptions
 from ..predictor import Predictor
@@ -98,7 +98,17 @@ def predict_files(
     frames = Selection(**selection)
     with _lock(check_output(output), shard) as is_alone:
         run = _Run.prepare(
-            settings, inputs, output, formats, overwrite, image_ids, frames, is_alone, shard, retry_failed
+            settings,
+            inputs,
+            output,
+            formats,
+            overwrite,
+            image_ids,
+            frames,
+            is_alone,
+            shard,
+            retry_failed,
+            predictor.options.image_format,
         )
         summary = run.predict(predictor, run.sources)
         run.assemble()
@@ -133,7 +143,17 @@ def predict_files_on(
     frames = Selection(**selection)
     with _lock(check_output(output), shard) as is_alone:
         run = _Run.prepare(
-            settings, inputs, output, formats, overwrite, image_ids, frames, is_alone, shard, retry_failed
+            settings,
+            inputs,
+            output,
+            formats,
+            overwrite,
+            image_ids,
+            frames,
+            is_alone,
+            shard,
+            retry_failed,
+            options.image_format,
         )
         shares = [(device, run.sources[k :: len(devices)]) for k, device in enumerate(devices)]
         work = partial(_predict_share, run, config, options)
@@ -182,6 +202,7 @@ class _Run:
     known: dict[str, Entry]  # what became of these inputs before
     is_shard: bool
     retry_failed: bool
+    image_format: str
 
     @classmethod
     def prepare(
@@ -196,6 +217,7 @@ class _Run:
         is_alone: bool,
         shard: Shard | None,
         retry_failed: bool,
+        image_format: str,
     ) -> "_Run":
         output, formats = Path(output), check_formats(formats)
         if shard is not None and overwrite:
@@ -209,8 +231,14 @@ class _Run:
         manifest = Manifest(output, shard.label if shard else "")
         known = read_manifests(output, entries.__contains__)
         files = [s for s in sources if s.kind != "camera"]
-        outputs = {s.name: _list_outputs(s, output, formats) for s in files}
-        stale = {s.name: [*_list_outputs(s, output, FORMATS), frames_record(output, s.name)] for s in files}
+        outputs = {s.name: _list_outputs(s, output, formats, image_format) for s in files}
+        stale = {
+            s.name: [
+                *(path for kind in IMAGE_FORMATS for path in _list_outputs(s, output, FORMATS, kind)),
+                frames_record(output, s.name),
+            ]
+            for s in files
+        }
         record_inputs(manifest, known, entries, overwrite, outputs, stale)
         known = {name: entry for name, entry in known.items() if entry.as_pending() == entries[name]}
         if is_alone:
@@ -227,6 +255,7 @@ class _Run:
             known,
             shard is not None,
             retry_failed,
+            image_format,
         )
 
     def predict(self, predictor: Predictor, sources: list[Source]) -> Summary:
@@ -248,7 +277,7 @@ class _Run:
         failed |= self._predict_images(predictor, todo, summary)
         for source in images:
             if source.name not in failed:
-                summary.written += _list_outputs(source, self.output, self.formats)
+                summary.written += _list_outputs(source, self.output, self.formats, self.image_format)
         for source in sources:
             if source.kind != "image":
                 self._try_video(predictor, source, summary)
@@ -256,7 +285,7 @@ class _Run:
 
     def _finished(self, source: Source, formats: Iterable[str]) -> bool:
         """Return whether the files of an image are there."""
-        return is_fresh(_list_outputs(source, self.output, formats), self.since, source.path)
+        return is_fresh(_list_outputs(source, self.output, formats, self.image_format), self.since, source.path)
 
     def _predict_images(self, predictor: Predictor, todo: list[Source], summary: Summary) -> set[str]:
         jobs = (
@@ -324,8 +353,8 @@ class _Run:
             assemble_coco(self.output, list_coco_images(self.output, read_manifests(self.output)))
 
 
-def _list_outputs(source: Source, output: Path, formats: Iterable[str]) -> list[Path]:
+def _list_outputs(source: Source, output: Path, formats: Iterable[str], image_format: str) -> list[Path]:
     """Return the files that are made of a source, except those of single frames."""
     if source.kind != "image":
         return list(list_videos(output, source.name, formats).values())
-    return [path for paths in list_files(output, source.name, formats).values() for path in paths]
+    return [path for paths in list_files(output, source.name, formats, image_format).values() for path in paths]

@@ -148,7 +148,8 @@ class VideoJob:
             def save(result: PanopticResult, frame: int, seconds: float) -> None:
                 result = tracker.update(result)
                 for format, encoder in encoders.items():
-                    encoder.write(result.overlay(labels=format == "labelled"))
+                    # A legend would change the size of the frames with the classes that occur.
+                    encoder.write(result.overlay(labels=format == "labelled", legend=False))
                 if self._per_frame:
                     write_formats(result, self._output, name_frame(self._name, frame), self._per_frame)
                 reached.frames, reached.seconds = frame, seconds
