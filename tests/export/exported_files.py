@@ -264,7 +264,7 @@ def test_tiles(folder: Path) -> None:
 
 
 def test_files_and_videos(folder: Path, tmp_path: Path) -> None:
-    from ..prediction.batch.test_video import write_clip
+    from ..helpers.videos import write_clip
 
     (tmp_path / "in").mkdir()
     write_clip(tmp_path / "in" / "clip.mp4", 3)

@@ -254,14 +254,17 @@ def _open_unchanged(item: Item) -> "tuple[AbstractFileSystem, str]":
 
 
 def _read_file(items: list[Item]) -> list[bytes]:
-    fs, path = open_uri(items[0].uri)
-    if path.startswith(("http://", "https://")):  # not every server knows ranges, and one may never end
-        with fs.open(path, "rb", block_size=0) as file:
+    (item,) = items
+    fs, path = open_uri(item.uri)
+    size = int(item.state.split()[0]) if item.state[:1].isdecimal() else None
+    if size is None:  # named in a list: it may never end
+        with fs.open(path, "rb", **({"block_size": 0} if path.startswith("http") else {})) as file:
             data = file.read(MAX_FILE_SIZE + 1)
+        size = len(data)
     else:
-        data = fs.cat_file(path, 0, MAX_FILE_SIZE + 1)
-    if len(data) > MAX_FILE_SIZE:
-        raise UserError(f"image {items[0].uri} is larger than {MAX_FILE_SIZE >> 30} GB; make it smaller")
+        data = fs.cat_file(path) if size <= MAX_FILE_SIZE else b""
+    if size > MAX_FILE_SIZE:
+        raise UserError(f"image {item.uri} is larger than {MAX_FILE_SIZE >> 30} GB; make it smaller")
     return [data]
 
 
