@@ -28,6 +28,8 @@ def main() -> None:
         if not is_job(args.root):
             raise UserError(f"{args.root} holds no job on Ray; shards are merged in their folder, without --output")
         files = merge_parts(args.root, args.output, partial=args.partial)
+    elif "://" in args.root or (Path(args.root) / "_settings.json").is_file():
+        raise UserError(f"{args.root} is the output of a job on Ray; name a folder for its COCO files with --output")
     else:
         files = merge_predictions(args.root, partial=args.partial)
     print(f"written: {', '.join(map(str, files))}")

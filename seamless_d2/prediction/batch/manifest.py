@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ...errors import UserError
 from ..frames import redact
@@ -93,19 +93,18 @@ class Manifest:
     def _append(self, text: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         data = text.encode()
-        with open(self.path, "ab", buffering=0) as file:  # one call of write: lines of several processes do not mix
-            if data and _is_torn(self.path):
+        with open(self.path, "a+b", buffering=0) as file:  # one call of write: lines of several processes do not mix
+            if data and _is_torn(file):
                 data = b"\n" + data
             file.write(data)
 
 
-def _is_torn(path: Path) -> bool:
+def _is_torn(file: IO[bytes]) -> bool:
     """Return whether the last line of a file was cut off."""
-    with open(path, "rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def read_manifests(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Entry]:

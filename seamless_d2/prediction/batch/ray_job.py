@@ -337,9 +337,9 @@ class _Actor:
             shape = (row["height"], row["width"], 3)
             return Job(row["uri"], lambda: np.frombuffer(row["pixels"], np.uint8).reshape(shape), save)
 
-        jobs = [make_job(number, row) for number, row in enumerate(rows) if not row["error"]]
-        names = {number: row for number, row in enumerate(rows) if not row["error"]}
-        for row, (_, error) in zip(names.values(), run_jobs(self.predictor, jobs), strict=True):
+        readable = [(number, row) for number, row in enumerate(rows) if not row["error"]]
+        outcomes = run_jobs(self.predictor, (make_job(number, row) for number, row in readable))
+        for (_, row), (_, error) in zip(readable, outcomes, strict=True):
             if error is not None:
                 failures.append((row["name"], row["uri"], str(error)))
         if failures:

@@ -95,24 +95,11 @@ def predict_files(
             another model, of other settings or of other inputs of the same names.
     """
     settings = get_prediction_settings(predictor.cfg, predictor.options)
-    frames = Selection(**selection)
-    with _lock(check_output(output), shard) as is_alone:
-        run = _Run.prepare(
-            settings,
-            inputs,
-            output,
-            formats,
-            overwrite,
-            image_ids,
-            frames,
-            is_alone,
-            shard,
-            retry_failed,
-            predictor.options.image_format,
-        )
-        summary = run.predict(predictor, run.sources)
-        run.assemble()
-    return summary
+    frames, image_format = Selection(**selection), predictor.options.image_format
+    with _Run.open(
+        settings, inputs, output, formats, overwrite, image_ids, frames, shard, retry_failed, image_format
+    ) as run:
+        return run.predict(predictor, run.sources)
 
 
 def predict_files_on(
@@ -140,21 +127,10 @@ def predict_files_on(
     settings = get_prediction_settings(options.apply(config), options)
     killed = "a process was killed, perhaps for want of memory; start the same command again to resume"
     summary = Summary()
-    frames = Selection(**selection)
-    with _lock(check_output(output), shard) as is_alone:
-        run = _Run.prepare(
-            settings,
-            inputs,
-            output,
-            formats,
-            overwrite,
-            image_ids,
-            frames,
-            is_alone,
-            shard,
-            retry_failed,
-            options.image_format,
-        )
+    frames, image_format = Selection(**selection), options.image_format
+    with _Run.open(
+        settings, inputs, output, formats, overwrite, image_ids, frames, shard, retry_failed, image_format
+    ) as run:
         shares = [(device, run.sources[k :: len(devices)]) for k, device in enumerate(devices)]
         work = partial(_predict_share, run, config, options)
         with closing(map_parallel(work, shares, len(devices), killed, start_method="spawn")) as results:
@@ -162,7 +138,6 @@ def predict_files_on(
                 summary.written += part.written
                 summary.skipped += part.skipped
                 summary.failures += part.failures
-        run.assemble()
     return summary
 
 
@@ -205,7 +180,8 @@ class _Run:
     image_format: str
 
     @classmethod
-    def prepare(
+    @contextmanager
+    def open(
         cls,
         settings: dict[str, Any],
         inputs: Sequence[str | Path],
@@ -214,49 +190,54 @@ class _Run:
         overwrite: bool,
         image_ids: str | Path | None,
         selection: Selection,
-        is_alone: bool,
         shard: Shard | None,
         retry_failed: bool,
         image_format: str,
-    ) -> "_Run":
-        output, formats = Path(output), check_formats(formats)
-        if shard is not None and overwrite:
-            raise UserError("--overwrite would take the results of other shards away; choose another --output")
-        sources = [s for s in find_sources(inputs, output) if shard is None or shard.takes(s.name)]
-        entries = {s.name: describe_file(s.path, s.relative, s.kind) for s in sources}
-        if image_ids is not None:  # an image without an id is told now, not after the last image
-            images = find_images((s.name for s in sources if s.kind == "image"), read_image_ids(image_ids))
-            entries |= {name: replace(entries[name], image_id=i.id, image=i.file_name) for name, i in images.items()}
-        since = record_settings(output, settings, overwrite)
-        manifest = Manifest(output, shard.label if shard else "")
-        known = read_manifests(output, entries.__contains__)
-        files = [s for s in sources if s.kind != "camera"]
-        outputs = {s.name: _list_outputs(s, output, formats, image_format) for s in files}
-        stale = {
-            s.name: [
-                *(path for kind in IMAGE_FORMATS for path in _list_outputs(s, output, FORMATS, kind)),
-                frames_record(output, s.name),
-            ]
-            for s in files
-        }
-        record_inputs(manifest, known, entries, overwrite, outputs, stale)
-        known = {name: entry for name, entry in known.items() if entry.as_pending() == entries[name]}
-        if is_alone:
-            remove_temporaries(output)
-        return cls(
-            sources,
-            output,
-            formats,
-            overwrite,
-            selection,
-            settings,
-            since,
-            manifest,
-            known,
-            shard is not None,
-            retry_failed,
-            image_format,
-        )
+    ) -> Iterator["_Run"]:
+        """Lock the output folder, yield the run, and at the end of the block join what the folder holds."""
+        with _lock(check_output(output), shard) as is_alone:
+            output, formats = Path(output), check_formats(formats)
+            if shard is not None and overwrite:
+                raise UserError("--overwrite would take the results of other shards away; choose another --output")
+            sources = [s for s in find_sources(inputs, output) if shard is None or shard.takes(s.name)]
+            entries = {s.name: describe_file(s.path, s.relative, s.kind) for s in sources}
+            if image_ids is not None:  # an image without an id is told now, not after the last image
+                images = find_images((s.name for s in sources if s.kind == "image"), read_image_ids(image_ids))
+                entries |= {
+                    name: replace(entries[name], image_id=i.id, image=i.file_name) for name, i in images.items()
+                }
+            since = record_settings(output, settings, overwrite)
+            manifest = Manifest(output, shard.label if shard else "")
+            known = read_manifests(output, entries.__contains__)
+            files = [s for s in sources if s.kind != "camera"]
+            outputs = {s.name: _list_outputs(s, output, formats, image_format) for s in files}
+            stale = {
+                s.name: [
+                    *(path for kind in IMAGE_FORMATS for path in _list_outputs(s, output, FORMATS, kind)),
+                    frames_record(output, s.name),
+                ]
+                for s in files
+            }
+            record_inputs(manifest, known, entries, overwrite, outputs, stale)
+            known = {name: entry for name, entry in known.items() if entry.as_pending() == entries[name]}
+            if is_alone:
+                remove_temporaries(output)
+            run = cls(
+                sources,
+                output,
+                formats,
+                overwrite,
+                selection,
+                settings,
+                since,
+                manifest,
+                known,
+                shard is not None,
+                retry_failed,
+                image_format,
+            )
+            yield run
+            run.assemble()
 
     def predict(self, predictor: Predictor, sources: list[Source]) -> Summary:
         """Predict some of the sources, and report on them."""

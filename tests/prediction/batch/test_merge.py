@@ -138,3 +138,11 @@ def test_processes_at_the_same_time(model_files, images: Path, tmp_path: Path, r
     )
     assert done.returncode == 0 and "panoptic.json" in done.stdout, done.stderr
     assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]) == 6
+
+
+@pytest.mark.parametrize("root", ["folder", "s3://bucket/job"])
+def test_the_tool_names_what_a_job_on_ray_needs(root: str, tmp_path: Path, tool) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "_settings.json").write_text("{}")
+    code, _ = tool("merge_predictions.py", root if "://" in root else tmp_path / root)
+    assert "is the output of a job on Ray; name a folder for its COCO files with --output" in str(code)
