@@ -4,6 +4,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from ..prediction.batch.merge_parts import list_parts
 from ..prediction.batch.part_files import decode_part
 from ..prediction.batch.ray_job import SETTINGS_FILE, import_ray, start_ray
 from ..prediction.batch.remote_files import Folder
-from ..structures.coco_json import CocoSegment
+from ..structures.coco_json import CocoAnnotation, CocoFile, CocoSegment
 from .dataset_statistics import DatasetStatistics
 from .from_files import FilePairs, read_pairs
 from .panoptic_quality import Segments, match_image
@@ -58,7 +59,14 @@ def accumulate_parts(
     parts = list_parts(folder, format)
     statistics, found = DatasetStatistics(len(files.categories)), set()
     work = partial(_sum_part, uri, format, rules)
-    for sums, ids in tqdm(_map(work, parts, files, ray_address), "evaluate", len(parts), leave=False, unit="part"):
+    ground_truth = _GroundTruth(
+        files,
+        {Path(image.file_name).with_suffix("").as_posix(): image for image in files.images.values()},
+        {annotation.image_id: annotation for annotation, _ in files.pairs},
+    )
+    for sums, ids in tqdm(
+        _map(work, parts, ground_truth, ray_address), "evaluate", len(parts), leave=False, unit="part"
+    ):
         twice = found & ids
         if twice:
             raise UserError(f"{uri} has several predictions of image {min(twice, key=str)}; predict it once")
@@ -73,15 +81,25 @@ def accumulate_parts(
     return statistics, files
 
 
-def _sum_part(uri: str, format: str, rules: str, files: FilePairs, part: str) -> tuple[DatasetStatistics, set[Any]]:
+@dataclass(frozen=True)
+class _GroundTruth:
+    """The ground truth, with its images by name without suffix and its annotations by image id."""
+
+    files: FilePairs
+    images: dict[str, CocoFile]
+    annotations: dict[int | str, CocoAnnotation]
+
+
+def _sum_part(
+    uri: str, format: str, rules: str, ground_truth: _GroundTruth, part: str
+) -> tuple[DatasetStatistics, set[Any]]:
     """Return the sums of a part, and the ids of its images."""
+    files = ground_truth.files
     statistics, ids = DatasetStatistics(len(files.categories)), set()
     predictions = {p.name: p for p in decode_part(Folder(uri).read(part), format)}
-    names = {Path(image.file_name).with_suffix("").as_posix(): image for image in files.images.values()}
-    images = find_images(predictions, names)
-    annotations = {a.image_id: a for a, _ in files.pairs}
+    images = find_images(predictions, ground_truth.images)
     for name, prediction in predictions.items():
-        annotation = annotations.get(images[name].id)
+        annotation = ground_truth.annotations.get(images[name].id)
         if annotation is None:
             continue  # the ground truth does not judge it
         segments = msgspec.convert(prediction.segments, list[CocoSegment])
@@ -100,18 +118,18 @@ def _sum_part(uri: str, format: str, rules: str, files: FilePairs, part: str) ->
 
 
 def _map(
-    work: Callable[[FilePairs, str], Result], parts: Sequence[str], files: FilePairs, address: str | None
+    work: Callable[[_GroundTruth, str], Result], parts: Sequence[str], ground_truth: _GroundTruth, address: str | None
 ) -> Iterator[Result]:
     """Yield the results of all parts, of which a few are worked on at a time."""
     if address is None:
         with ThreadPoolExecutor(available_cpus()) as pool:
-            yield from _in_window(
-                lambda part: pool.submit(work, files, part), lambda future: future.result(), parts, 2 * available_cpus()
-            )
+            size = 2 * available_cpus()
+            submit = partial(pool.submit, work, ground_truth)
+            yield from _in_window(submit, lambda future: future.result(), parts, size)
         return
     ray = import_ray()
     start_ray(ray, address)
-    shared, task = ray.put(files), ray.remote(_call)
+    shared, task = ray.put(ground_truth), ray.remote(_call)
 
     def get(reference: Any) -> Result:
         result = ray.get(reference)
@@ -123,10 +141,10 @@ def _map(
     yield from _in_window(lambda part: task.remote(work, shared, part), get, parts, size)
 
 
-def _call(work: Callable[[FilePairs, str], Result], files: FilePairs, part: str) -> Result | UserError:
+def _call(work: Callable[[_GroundTruth, str], Result], ground_truth: _GroundTruth, part: str) -> Result | UserError:
     """Call ``work``; Ray would print an error that it raises with its traceback."""
     try:
-        return work(files, part)
+        return work(ground_truth, part)
     except UserError as error:
         return error
 

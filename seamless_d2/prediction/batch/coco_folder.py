@@ -68,13 +68,16 @@ def find_images(names: Iterable[str], images: Mapping[str, CocoFile]) -> dict[st
     Raises:
         UserError: An image is not there or is there several times, or two names are one image.
     """
-    by_last_part: dict[str, list[CocoFile]] = {}
-    for name, value in images.items():
-        by_last_part.setdefault(Path(name).name, []).append(value)
+    names = list(names)
+    by_last_part: dict[str, list[CocoFile]] = {Path(name).name: [] for name in names if name not in images}
+    if by_last_part:
+        for name, value in images.items():
+            if (last := Path(name).name) in by_last_part:
+                by_last_part[last].append(value)
     found: dict[str, CocoFile] = {}
     owner: dict[int | str, str] = {}
     for name in names:
-        values = [images[name]] if name in images else by_last_part.get(Path(name).name, [])
+        values = [images[name]] if name in images else by_last_part[Path(name).name]
         if len(values) != 1:
             problem = "stands in several folders of" if values else "is not in"
             raise UserError(f"image {name} {problem} the json of --image-ids; give the json of its data set")
