@@ -1,6 +1,5 @@
 """PQ of the predictions that a job on Ray has written, part by part, on this machine or in tasks of Ray."""
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,8 @@ from ..errors import UserError
 from ..io import decode_rgb_png, read_id_image
 from ..parallel import available_cpus
 from ..prediction.batch.coco_folder import find_images
-from ..prediction.batch.merge_parts import list_parts
-from ..prediction.batch.part_files import decode_part
-from ..prediction.batch.ray_job import SETTINGS_FILE, import_ray, start_ray
+from ..prediction.batch.merge_parts import list_parts, read_part, read_settings
+from ..prediction.batch.ray_job import import_ray, start_ray
 from ..prediction.batch.remote_files import Folder
 from ..structures.coco_json import CocoAnnotation, CocoFile, CocoSegment
 from .dataset_statistics import DatasetStatistics
@@ -55,7 +53,7 @@ def accumulate_parts(
     """
     files = read_pairs(gt_json, gt_json, gt_dir, gt_dir)
     folder = Folder(uri)
-    format = json.loads(folder.read(SETTINGS_FILE))["format"]
+    format = read_settings(folder)["format"]
     parts = list_parts(folder, format)
     statistics, found = DatasetStatistics(len(files.categories)), set()
     work = partial(_sum_part, uri, format, rules)
@@ -96,7 +94,7 @@ def _sum_part(
     """Return the sums of a part, and the ids of its images."""
     files = ground_truth.files
     statistics, ids = DatasetStatistics(len(files.categories)), set()
-    predictions = {p.name: p for p in decode_part(Folder(uri).read(part), format)}
+    predictions = {p.name: p for p in read_part(Folder(uri), part, format)}
     images = find_images(predictions, ground_truth.images)
     for name, prediction in predictions.items():
         annotation = ground_truth.annotations.get(images[name].id)

@@ -16,6 +16,7 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("fsspec")
 
 from seamless_d2.evaluation.from_parts import accumulate_parts  # noqa: E402
+from seamless_d2.prediction.batch.merge_parts import merge_parts  # noqa: E402
 from seamless_d2.prediction.batch.part_files import SUFFIXES, Prediction, encode_part  # noqa: E402
 
 CATEGORIES = [3, 11, 7, 90]
@@ -61,7 +62,7 @@ def write_parts(prediction_json: Path, folder: Path, format: str, size: int) -> 
         for a in content["annotations"]
     ]
     folder.mkdir()
-    (folder / "_settings.json").write_text(json.dumps({"format": format}))
+    (folder / "_settings.json").write_text(json.dumps({"format": format, "categories": content["categories"]}))
     for number, start in enumerate(range(0, len(found), size)):
         data = encode_part(found[start : start + size], format)
         (folder / f"part-0000-{number:07d}{SUFFIXES[format]}").write_bytes(data)
@@ -93,6 +94,22 @@ def test_mistakes(files: tuple[Path, Path], tmp_path: Path) -> None:
     files[1].write_bytes(msgspec.json.encode(content))
     with pytest.raises(UserError, match="is not in the json"):
         accumulate_parts(str(parts), files[1])
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_damaged_files_of_a_job(files: tuple[Path, Path], tmp_path: Path, format: str) -> None:
+    folder = tmp_path / "parts"
+    write_parts(files[0], folder, format, 9)
+    (part,) = folder.glob("part-*")
+    part.write_bytes(b"no part" * 500)
+    with pytest.raises(UserError, match=f"{part.name} is damaged; remove it and start the job again"):
+        accumulate_parts(str(folder), files[1])
+    with pytest.raises(UserError, match=f"{part.name} is damaged; remove it and start the job again"):
+        merge_parts(str(folder), tmp_path / "merged", partial=True)
+    for text in ("{", "{}", '{"format": "x", "categories": []}'):
+        (folder / "_settings.json").write_text(text)
+        with pytest.raises(UserError, match=r"_settings\.json is damaged"):
+            accumulate_parts(str(folder), files[1])
 
 
 def test_the_tool(files: tuple[Path, Path], tmp_path: Path, tool) -> None:

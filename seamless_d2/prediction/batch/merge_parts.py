@@ -2,7 +2,9 @@
 
 import io
 import json
+import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +28,32 @@ def is_job(uri: str) -> bool:
     return SETTINGS_FILE in Folder(uri).list(".json")
 
 
+def read_settings(folder: Folder) -> dict[str, Any]:
+    """Return the ``format`` and the ``categories`` of a job; raise ``UserError`` if its record is damaged."""
+    try:
+        settings = json.loads(folder.read(SETTINGS_FILE))
+        if settings["format"] in SUFFIXES and isinstance(settings["categories"], list):
+            return settings
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{folder.uri}/{SETTINGS_FILE} is damaged; start the job again in another --output")
+
+
+def read_part(folder: Folder, part: str, format: str) -> Iterator[Prediction]:
+    """Yield the predictions of a part; raise ``UserError`` if it is damaged."""
+    with _name_damage(folder, part):
+        yield from decode_part(folder.read(part), format)
+
+
+@contextmanager
+def _name_damage(folder: Folder, part: str) -> Iterator[None]:
+    """Turn what a reader of a damaged part raises into ``UserError``."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, tarfile.TarError):
+        raise UserError(f"{folder.uri}/{part} is damaged; remove it and start the job again") from None
+
+
 def list_parts(folder: Folder, format: str) -> list[str]:
     """Return the names of the files of predictions."""
     return [name for name in folder.list(SUFFIXES[format]) if name.startswith("part-")]
@@ -46,7 +74,7 @@ def merge_parts(uri: str, output: Path, *, partial: bool = False) -> tuple[Path,
         UserError: Parts are missing, images failed, or the output holds files of others.
     """
     folder = Folder(uri)
-    settings = json.loads(folder.read(SETTINGS_FILE))
+    settings = read_settings(folder)
     format, categories = settings["format"], settings["categories"]
     parts = list_parts(folder, format)
     planned = {block["block"] for block in iterate_blocks(folder)}
@@ -71,7 +99,7 @@ def merge_parts(uri: str, output: Path, *, partial: bool = False) -> tuple[Path,
 
         def images() -> Iterator[tuple[int | str, str, dict[str, Any]]]:
             for part in tqdm(parts, "merge", unit="part"):
-                for prediction in decode_part(folder.read(part), format):
+                for prediction in read_part(folder, part, format):
                     if {"..", "/", ""} & {*PurePosixPath(prediction.name).parts, prediction.name}:
                         raise UserError(f"{part} has an image called {prediction.name!r}, which leaves the output")
                     with atomic_write(output / "panoptic" / f"{prediction.name}.png") as file:
@@ -83,12 +111,12 @@ def merge_parts(uri: str, output: Path, *, partial: bool = False) -> tuple[Path,
 
 def _read_names(folder: Folder, part: str, format: str) -> list[str]:
     """Return the names of the images of a part."""
-    data = folder.read(part)
-    if format == "parquet":
-        import pyarrow.parquet as pq
+    if format != "parquet":
+        return [prediction.name for prediction in read_part(folder, part, format)]
+    import pyarrow.parquet as pq
 
-        return pq.read_table(io.BytesIO(data), columns=["name"])["name"].to_pylist()
-    return [prediction.name for prediction in decode_part(data, format)]
+    with _name_damage(folder, part):
+        return pq.read_table(io.BytesIO(folder.read(part)), columns=["name"])["name"].to_pylist()
 
 
 def _to_coco(prediction: Prediction, categories: list[dict[str, Any]]) -> dict[str, Any]:
