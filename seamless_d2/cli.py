@@ -1,13 +1,12 @@
 """The command ``seamless``: every tool of the repository under one name, after ``pip install``."""
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import sys
 from pathlib import Path
 
-from .errors import UserError, run_tool
+from .errors import UserError, run_tool, suggest
 
 #: The tools by command, and by command and its first argument.
 COMMANDS: dict[str, str | dict[str, str]] = {
@@ -66,9 +65,7 @@ def _explain(name: str, words: list[str], commands: dict[str, str] | dict[str, s
     known = ", ".join(commands)
     if not words or words[0] in ("-h", "--help"):
         return f"{name} needs one of {known}"
-    close = difflib.get_close_matches(words[0], commands, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{name} has no command {words[0]!r}{hint} (there are {known})"
+    return f"{name} has no command {words[0]!r}{suggest(words[0], commands, 0.6)} (there are {known})"
 
 
 def _list_commands() -> str:

@@ -1,6 +1,5 @@
 """The configuration keys that seamless_d2 adds to Detectron2's, and the lookup of the shipped configs."""
 
-import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 
 from .config_checks import check_config
-from .errors import UserError
+from .errors import UserError, suggest
 from .timm_description import adopt_description
 
 
@@ -249,13 +248,9 @@ def _explain(cfg: CfgNode, reason: str) -> str:
     key = reason.rsplit("key: ", 1)[-1] if "key: " in reason else ""
     keys = list_keys(cfg)
     if "Non-existent" in reason:
-        by_upper = {k.upper(): k for k in keys}
-        close = difflib.get_close_matches(key.upper(), by_upper, n=3, cutoff=0.75)
-        # Also suggest keys of the right name in another section.
         leaf = key.rsplit(".", 1)[-1].upper()
-        close += [k for k in by_upper if k.rsplit(".", 1)[-1] == leaf and k not in close][:3]
-        names = [by_upper[k] for k in close]
-        return f"there is no key {key}" + (f"; did you mean {' or '.join(names)}?" if names else "")
+        elsewhere = [k for k in keys if k.rsplit(".", 1)[-1] == leaf][:3]  # the right name in another section
+        return f"there is no key {key}{suggest(key, keys, 0.75, elsewhere)}"
     if reason.startswith("Type mismatch") and key in keys:
         if isinstance(keys[key], CfgNode):
             return f"{key} is a section; set one of its keys: {', '.join(f'{key}.{k}' for k in keys[key])}"

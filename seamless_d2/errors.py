@@ -1,10 +1,11 @@
 """The exception for mistakes that a user can correct, and its handling by the tools."""
 
+import difflib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 
 
@@ -19,6 +20,24 @@ class UserError(Exception):
         if message.startswith("Caught UserError in "):
             message = message.rstrip().rsplit("UserError: ", 1)[-1]
         super().__init__(message)
+
+
+def suggest(name: str, known: Iterable[str], cutoff: float = 0.5, more: Iterable[str] = ()) -> str:
+    """Return the part of an error message that names what a misspelt word may have meant.
+
+    Args:
+        name: The word that is not known; upper and lower case are the same.
+        known: The words that are.
+        cutoff: The least similarity, in 0..1, of a word that is named.
+        more: Further words to name, however little they resemble ``name``.
+
+    Returns:
+        "; did you mean A or B?" with at most three words of ``known``, or "" if there is nothing to name.
+    """
+    by_lower = {word.lower(): word for word in known}
+    close = [by_lower[word] for word in difflib.get_close_matches(name.lower(), by_lower, cutoff=cutoff)]
+    words = list(dict.fromkeys([*close, *more]))
+    return f"; did you mean {' or '.join(words)}?" if words else ""
 
 
 def run_tool(main: Callable[[], object]) -> None:

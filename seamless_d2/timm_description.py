@@ -1,11 +1,10 @@
 """What timm says of a pretrained network: the statistics of the images that it was trained on, and their resizing."""
 
-import difflib
 from typing import Any
 
 from detectron2.config import CfgNode
 
-from .errors import UserError
+from .errors import UserError, suggest
 
 #: The builder of backbones that these settings belong to.
 TIMM_BACKBONE = "build_timm_fpn_backbone"
@@ -36,8 +35,7 @@ def check_name(name: str) -> None:
         raise UserError(f'{TIMM_BACKBONE} needs MODEL.TIMM.NAME, a model of timm such as "convnext_tiny.fb_in22k"')
     model, _, tag = name.partition(".")
     if not timm.is_model(model):
-        close = difflib.get_close_matches(model, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() lists them"
+        hint = suggest(model, timm.list_models()) or "; timm.list_models() lists them"
         raise UserError(f"MODEL.TIMM.NAME: timm {timm.__version__} has no model {model!r}{hint}")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")] if tag else []
     if tag and tag not in tags:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from seamless_d2.errors import UserError, run_tool
+from seamless_d2.errors import UserError, run_tool, suggest
 
 
 def test_run_tool_turns_user_errors_into_one_line() -> None:
@@ -47,6 +47,21 @@ def test_message_from_a_loader_worker_is_the_sentence_alone() -> None:
         '  File "x.py", line 1, in f\nseamless_d2.errors.UserError: image a.png does not exist; check the path\n'
     )
     assert str(UserError(worker)) == "image a.png does not exist; check the path"
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "more", "expected"),
+    [
+        ("bke", ["bike", "car"], [], "; did you mean bike?"),
+        ("BIKE", ["bike", "bikes", "car"], [], "; did you mean bike or bikes?"),
+        ("zebra", ["bike", "car"], [], ""),
+        ("zebra", ["bike", "car"], ["car"], "; did you mean car?"),
+        ("bike", ["Bike", "car"], ["Bike", "car"], "; did you mean Bike or car?"),
+        ("bike", [], [], ""),
+    ],
+)
+def test_suggest(name: str, known: list[str], more: list[str], expected: str) -> None:
+    assert suggest(name, known, more=more) == expected
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Starting a training from a model of other classes: its weights are copied, rows of classes are matched by name."""
 
-import difflib
 import logging
 import re
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..config import list_keys, load_config_text
-from ..errors import UserError
+from ..errors import UserError, suggest
 from ..io import read_text
 from ..structures.classes import Classes
 from .tensor_files import load_file
@@ -108,9 +107,8 @@ def _match(ours: Classes, theirs: Classes, class_map: list, path: Path) -> dict[
     for names, known, where in ((pairs, ours, "the data set"), (pairs.values(), theirs, str(path))):
         for name in names:
             if name and name not in known.names:
-                close = difflib.get_close_matches(name, known.names, n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(close)}?" if close else f"its classes are {', '.join(known.names)}"
-                raise UserError(f"MODEL.INIT_CLASS_MAP: {where} has no class {name!r}; {hint}")
+                hint = suggest(name, known.names) or f"; its classes are {', '.join(known.names)}"
+                raise UserError(f"MODEL.INIT_CLASS_MAP: {where} has no class {name!r}{hint}")
     lower = {name.lower(): name for name in theirs.names}
     equal = {name: name if name in theirs.names else lower.get(name.lower(), "") for name in ours.names}
     sources = {name: pairs.get(name, equal[name]) for name in ours.names}

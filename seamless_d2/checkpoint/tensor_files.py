@@ -55,7 +55,7 @@ def load_file(path: str | Path, what: str = "checkpoint", member: bytes | None =
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{what} {path} does not exist; check MODEL.WEIGHTS or the path")
+        raise UserError(f"{what} {path} does not exist; check the path")
     try:
         if member is None and path.suffix == ".pkl":
             content = _unpickle(read_bytes(path, what))
