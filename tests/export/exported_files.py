@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.engines import compare_engines
+from benchmarks.engines import compare_engines, write_int8_file
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from PIL import Image
@@ -404,6 +404,9 @@ def test_javascript(folder: Path, tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["map [ 96, 128 ]", *expected]
 
 
-def test_the_benchmark_of_the_engines(folder: Path) -> None:
-    cases = compare_engines(make_config(), folder / "model.onnx", 96, 128, False, 0)
-    assert len(cases) >= 2 and all(case.ratio > 0 for case in cases)
+def test_the_benchmark_of_the_engines(folder: Path, tmp_path: Path) -> None:
+    int8 = write_int8_file(shutil.copy(folder / "model.onnx", tmp_path))
+    cases = compare_engines(make_config(), folder / "model.onnx", int8, 96, 128, False, 0)
+    names = " ".join(case.name for case in cases)
+    assert all(case.ratio > 0 for case in cases)
+    assert "openvino int8, other: openvino fp32" in names and "onnxruntime int8, other: onnxruntime fp32" in names
