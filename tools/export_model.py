@@ -53,7 +53,8 @@ def main() -> None:
     options = ExportOptions(tuple(formats.split(",")), args.min_size, args.max_size, args.opset, args.int8)
     cfg = PredictionOptions().apply(load_config(args.config_file, args.opts), args.weights, "cpu")
     for path, differences in export_model(cfg, args.output, options).items():
-        print(f"{path}: verified, {path.stat().st_size / 2**20:.1f} MB")
+        files = [path, path.with_suffix(".bin")] if path.suffix == SUFFIXES["openvino"] else [path]
+        print(f"{path}: verified, {sum(file.stat().st_size for file in files) / 2**20:.1f} MB")
         for difference in differences:
             print(f"  {difference}")
 

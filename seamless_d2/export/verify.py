@@ -85,27 +85,29 @@ def make_examples(form: ExportForm, metadata: Metadata) -> list[Example]:
     low, high = metadata.min_size, metadata.max_size
     sizes = [(low, low), *_SIZES]
     sizes = [tuple(int(np.clip(side, low, most)) for side, most in zip(size, high, strict=True)) for size in sizes]
-    examples = [_run(form, "street", _street(k, *size)) for k, size in enumerate(sizes)]
+    examples = [run_example(form, "street", draw_street(k, *size)) for k, size in enumerate(sizes)]
     for k in range(_CANDIDATES):
         counts = [int(example.expected["isthing"].sum()) for example in examples]
         missing = [count for count in (0, 1) if count not in counts]
         if not missing:
             break
-        image = _street(100 + k, *sizes[1])
+        image = draw_street(100 + k, *sizes[1])
         if 0 in missing and k % 2 == 0:
             image = np.full_like(image, 10 * k)
-        example = _run(form, "street", image)
+        example = run_example(form, "street", image)
         if example.expected["isthing"].sum() in missing:
             examples.append(example)
     return examples
 
 
-def _street(seed: int, height: int, width: int) -> np.ndarray:
+def draw_street(seed: int, height: int, width: int) -> np.ndarray:
+    """Return the (3, height, width) uint8 RGB image of a drawn street, of any size."""
     scene = generate_scene(seed, max(height, 96), max(width, 128)).image
     return np.ascontiguousarray(scene[:height, :width].transpose(2, 0, 1))
 
 
-def _run(form: ExportForm, name: str, image: np.ndarray) -> Example:
+def run_example(form: ExportForm, name: str, image: np.ndarray) -> Example:
+    """Return the example of a (3, H, W) uint8 RGB image, with what the model predicts for it."""
     with torch.no_grad():
         outputs = form(torch.from_numpy(image))
     return Example(name, image, {name: output.numpy() for name, output in zip(OUTPUTS, outputs, strict=True)})

@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 """Export models of many kinds to all formats and print how much the files differ from the models.
 
-    python tests/soak/soak_exports.py [NAME ...]
+    python tests/soak/soak_exports.py [NAME ...] [--large]
 
 The weights are random, but scaled so that the scores of the detections differ clearly: engines round differently, and
-would put equal ones into another order. Each model takes two to four minutes.
+would put equal ones into another order. Each model takes two to four minutes; --large verifies an image of 1024x2048
+too, which takes a minute more.
 """
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +20,10 @@ from tabulate import tabulate
 from seamless_d2.config import get_config
 from seamless_d2.errors import UserError
 from seamless_d2.export.exporter import ExportOptions, export_model
+from seamless_d2.export.graph import ExportForm
+from seamless_d2.export.session import ENGINES, ExportedModel
+from seamless_d2.export.verify import TOLERANCES, draw_street, run_example, verify
+from seamless_d2.modeling.ops.fold import prepare_for_inference
 from seamless_d2.prediction import PredictionOptions
 
 SYNC = ["MODEL.RESNETS.NORM", "SyncBN"]
@@ -27,6 +33,7 @@ GN = [
     for x in (f"MODEL.{part}.NORM", "GN")
 ]
 BN = [x.replace("GN", "BN") for x in GN]
+FORMATS = ("onnx", "openvino", "pt2")
 CASES = {
     "R18 BN": ("toy_streets/seamless_R_18_FPN", BN),
     "R50 GN": ("cityscapes/seamless_R_50_FPN", GN),
@@ -40,13 +47,13 @@ CASES = {
 }
 
 
-def export_one(config: str, overrides: list[str], folder: Path) -> list[list[object]]:
+def export_one(config: str, overrides: list[str], folder: Path, large: bool) -> list[list[object]]:
     """Return a row (format, engine, worst share of pixels, score, box) per format and engine."""
     cfg = get_config(config)
-    cfg.MODEL.DEVICE = "cpu"
     cfg.merge_from_list(overrides)
     combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
     combine.STUFF_AREA_LIMIT = 64
+    cfg = PredictionOptions().apply(cfg, str(folder / "model.pth"), "cpu")
     torch.manual_seed(0)
     model = build_model(cfg)
     with torch.no_grad():
@@ -59,9 +66,13 @@ def export_one(config: str, overrides: list[str], folder: Path) -> list[list[obj
         ):
             layer.weight.mul_(scale)
     torch.save({"model": model.state_dict()}, folder / "model.pth")
-    del model
-    cfg = PredictionOptions().apply(cfg, str(folder / "model.pth"), "cpu")
-    written = export_model(cfg, folder / "model.onnx", ExportOptions(("onnx", "openvino", "pt2")))
+    written = export_model(cfg, folder / "model.onnx", ExportOptions(FORMATS))
+    if large:
+        form = ExportForm(prepare_for_inference(model.eval()), cfg.INPUT.FORMAT)
+        examples = [run_example(form, "street", draw_street(0, 1024, 2048))]
+        for name, (path, differences) in zip(FORMATS, written.items(), strict=True):
+            for engine in ENGINES[path.suffix]:
+                differences += verify(ExportedModel(path, engine), examples, TOLERANCES[name])
     rows = []
     for path, differences in written.items():
         for engine in dict.fromkeys(d.engine for d in differences):
@@ -73,11 +84,14 @@ def export_one(config: str, overrides: list[str], folder: Path) -> list[list[obj
 
 
 def main() -> int:
-    failed = 0
-    for name in sys.argv[1:] or CASES:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(CASES), metavar="NAME", help=f"of: {'; '.join(CASES)}")
+    parser.add_argument("--large", action="store_true")
+    args, failed = parser.parse_args(), 0
+    for name in args.names:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                rows = export_one(*CASES[name], Path(folder))
+                rows = export_one(*CASES[name], Path(folder), args.large)
                 print(f"{name}\n{tabulate(rows, ['', 'engine', 'pixels', 'score', 'box', 'things'])}\n", flush=True)
             except UserError as error:
                 failed += 1
