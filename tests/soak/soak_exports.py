@@ -3,9 +3,9 @@
 
     python tests/soak/soak_exports.py [NAME ...] [--large]
 
-The weights are random, but scaled so that the scores of the detections differ clearly: engines round differently, and
-would put equal ones into another order. Each model takes two to four minutes; --large verifies an image of 1024x2048
-too, which takes a minute more.
+The weights are random, but those of the predictors are scaled so that scores differ clearly and none is 1: engines
+round differently, and would put equal ones into another order. Each model takes one to four minutes; --large verifies
+an image of 1024x2048 too, which takes a minute more.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from seamless_d2.export.exporter import ExportOptions, export_model
 from seamless_d2.export.graph import ExportForm
 from seamless_d2.export.session import ENGINES, ExportedModel
 from seamless_d2.export.verify import TOLERANCES, draw_street, run_example, verify
+from seamless_d2.modeling import SeamlessPanoptic
 from seamless_d2.modeling.ops.fold import prepare_for_inference
 from seamless_d2.prediction import PredictionOptions
 
@@ -47,6 +48,25 @@ CASES = {
 }
 
 
+def spread(model: SeamlessPanoptic) -> None:
+    """Scale the predictors of an untrained model so that their outputs on a drawn street spread like trained ones."""
+    image, found = torch.from_numpy(draw_street(1, 160, 320)), []
+    with torch.no_grad():
+        model.sem_seg_head.predictor.weight.mul_(10)
+        model.roi_heads.mask_head.predictor.weight.mul_(100)
+    for predictor, deviation in (
+        (model.proposal_generator.rpn_head.objectness_logits, 3.0),
+        (model.roi_heads.box_predictor.bbox_pred, 1.0),
+        (model.roi_heads.box_predictor.cls_score, 3.0),
+    ):
+        hook = predictor.register_forward_hook(lambda *args: found.append(args[-1].std().item()))
+        with torch.no_grad():
+            model([{"image": image}])
+            predictor.weight.mul_(deviation / max(found))
+        hook.remove()
+        found.clear()
+
+
 def export_one(config: str, overrides: list[str], folder: Path, large: bool) -> list[list[object]]:
     """Return a row (format, engine, worst share of pixels, score, box) per format and engine."""
     cfg = get_config(config)
@@ -55,20 +75,12 @@ def export_one(config: str, overrides: list[str], folder: Path, large: bool) -> 
     combine.STUFF_AREA_LIMIT = 64
     cfg = PredictionOptions().apply(cfg, str(folder / "model.pth"), "cpu")
     torch.manual_seed(0)
-    model = build_model(cfg)
-    with torch.no_grad():
-        for layer, scale in (
-            (model.roi_heads.box_predictor.cls_score, 100.0),
-            (model.roi_heads.box_predictor.bbox_pred, 100.0),
-            (model.roi_heads.mask_head.predictor, 100.0),
-            (model.proposal_generator.rpn_head.objectness_logits, 100.0),
-            (model.sem_seg_head.predictor, 10.0),
-        ):
-            layer.weight.mul_(scale)
+    model = build_model(cfg).eval()
+    spread(model)
     torch.save({"model": model.state_dict()}, folder / "model.pth")
     written = export_model(cfg, folder / "model.onnx", ExportOptions(FORMATS))
     if large:
-        form = ExportForm(prepare_for_inference(model.eval()), cfg.INPUT.FORMAT)
+        form = ExportForm(prepare_for_inference(model), cfg.INPUT.FORMAT)
         examples = [run_example(form, "street", draw_street(0, 1024, 2048))]
         for name, (path, differences) in zip(FORMATS, written.items(), strict=True):
             for engine in ENGINES[path.suffix]:
