@@ -40,7 +40,8 @@ class Tolerance:
         pixels: The share of pixels of other segments, 0..1, rounded up to a whole pixel.
         score: The largest difference of scores.
         box: The largest difference of boxes in pixels, for each 1024 pixels of the longer side.
-        rows: Whether the table must have equal rows; without, pixels are compared by class.
+        rows: Whether the table must have equal rows, of which those with equal scores may have changed places; without,
+            pixels are compared by class.
     """
 
     pixels: float = 1e-4
@@ -117,7 +118,7 @@ def verify(model: ExportedModel, examples: list[Example], tolerance: Tolerance) 
     """Run a file on the examples.
 
     Raises:
-        UserError: A difference is larger than the tolerance.
+        UserError: A difference is larger than the tolerance, or the areas of a table are not those of its map.
     """
     differences = []
     for example in examples:
@@ -125,29 +126,63 @@ def verify(model: ExportedModel, examples: list[Example], tolerance: Tolerance) 
         height, width = example.image.shape[1:]
         things, stuff = int(expected["isthing"].sum()), int((~expected["isthing"]).sum())
         name = f"{example.name} {height}x{width}, {things} things, {stuff} stuff"
-        same_rows = all(np.array_equal(found[key], expected[key]) for key in ("category", "isthing"))
-        if tolerance.rows:
-            pixels = float(np.mean(found["panoptic"] != expected["panoptic"]))
+        rows = align_rows(found, expected, tolerance.score if tolerance.rows else np.inf)
+        score = box = None
+        if rows is not None:
+            score, box = (float(np.abs(found[k] - expected[k][rows]).max(initial=0)) for k in ("score", "box"))
+        if tolerance.rows and rows is not None:
+            pixels = float(np.mean(_look_up(rows + 1, found["panoptic"]) != expected["panoptic"]))
         else:
             pixels = float(np.mean(_labels(found) != _labels(expected)))
-        score = box = None
-        if same_rows:
-            score, box = (float(np.abs(found[k] - expected[k]).max(initial=0)) for k in ("score", "box"))
         difference = Difference(model.engine, name, pixels, score, box)
         differences.append(difference)
         is_equal = pixels <= np.ceil(tolerance.pixels * height * width) / (height * width)
+        inside = "" if np.array_equal(_count_pixels(found), found["area"]) else ", areas that are not those of its map"
         if tolerance.rows:
             limit = tolerance.box * max(1.0, max(height, width) / 1024)
-            is_equal = is_equal and same_rows and score <= tolerance.score and box <= limit
-        if not is_equal:
+            is_equal = is_equal and rows is not None and score <= tolerance.score and box <= limit
+        if inside or not is_equal:
             raise UserError(
-                f"{model.path.name} does not predict what the model predicts, so that it was removed: {difference}; "
-                "choose another format"
+                f"{model.path.name} does not predict what the model predicts, so that it was removed: "
+                f"{difference}{inside}; choose another format"
             )
     return differences
 
 
+def align_rows(found: Outputs, expected: Outputs, tie: float) -> np.ndarray | None:
+    """Return (K,) for each row of the found table its row in the expected one; None if the tables have other rows.
+
+    Things come by descending score, so that those of nearly equal scores may have changed places.
+
+    Args:
+        found, expected: The outputs.
+        tie: How much the scores of two such rows differ at most. Of several candidates, the nearest box is taken.
+    """
+    if len(found["score"]) != len(expected["score"]):
+        return None
+    free, rows = np.ones(len(expected["score"]), bool), []
+    table = (found[key] for key in ("isthing", "category", "score", "box"))
+    for isthing, category, score, box in zip(*table, strict=True):
+        same = free & (expected["isthing"] == isthing) & (expected["category"] == category)
+        same &= np.abs(expected["score"] - score) <= tie
+        if not same.any():
+            return None
+        rows.append(int(np.where(same, np.abs(expected["box"] - box).max(axis=1), np.inf).argmin()))
+        free[rows[-1]] = False
+    return np.array(rows, int)
+
+
+def _count_pixels(outputs: Outputs) -> np.ndarray:
+    """Return the (K,) pixels that the rows of a table have in the map."""
+    count = len(outputs["area"])
+    return np.bincount(np.clip(outputs["panoptic"].ravel(), 0, count + 1), minlength=count + 2)[1 : count + 1]
+
+
 def _labels(outputs: Outputs) -> np.ndarray:
     """Return the (H, W) classes of a map as numbers, 0 for void."""
-    category = outputs["category"] * 2 + outputs["isthing"] + 1
-    return np.concatenate([[0], category])[outputs["panoptic"]]
+    return _look_up(outputs["category"] * 2 + outputs["isthing"] + 1, outputs["panoptic"])
+
+
+def _look_up(values: np.ndarray, panoptic: np.ndarray) -> np.ndarray:
+    """Return the value of each pixel's row; 0 for void, -1 for an id that has no row."""
+    return np.concatenate([[0], values, [-1]])[np.clip(panoptic, 0, len(values) + 1)]

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Export models of many kinds to all formats and print how much the files differ from the models.
 
-    python tests/soak/soak_exports.py [NAME ...] [--large]
+    python tests/soak/soak_exports.py [NAME ...] [--weights R-50.pkl] [--large]
 
 The weights are random, but those of the predictors are scaled so that scores differ clearly and none is 1: engines
-round differently, and would put equal ones into another order. Each model takes one to four minutes; --large verifies
-an image of 1024x2048 too, which takes a minute more.
+round differently, and would put equal ones into another order. In a ResNet-50 of random weights, what is rounded
+differently grows to 1e-5 of the features; --weights gives it trained ones. Each model takes one to four minutes;
+--large verifies an image of 1024x2048 too, which takes a minute more.
 """
 
 import argparse
@@ -16,7 +17,9 @@ from pathlib import Path
 import torch
 from detectron2.modeling import build_model
 from tabulate import tabulate
+from torch.nn import BatchNorm2d
 
+from seamless_d2.checkpoint import SeamlessCheckpointer
 from seamless_d2.config import get_config
 from seamless_d2.errors import UserError
 from seamless_d2.export.exporter import ExportOptions, export_model
@@ -49,9 +52,16 @@ CASES = {
 
 
 def spread(model: SeamlessPanoptic) -> None:
-    """Scale the predictors of an untrained model so that their outputs on a drawn street spread like trained ones."""
+    """Give an untrained model the statistics of a drawn street, and predictors whose outputs spread."""
     image, found = torch.from_numpy(draw_street(1, 160, 320)), []
+    norms = [layer for layer in model.modules() if isinstance(layer, BatchNorm2d)]
     with torch.no_grad():
+        for layer in norms:
+            layer.momentum = 1.0
+            layer.train()
+        model([{"image": image}])
+        for layer in norms:
+            layer.eval()
         model.sem_seg_head.predictor.weight.mul_(10)
         model.roi_heads.mask_head.predictor.weight.mul_(100)
     for predictor, deviation in (
@@ -67,7 +77,7 @@ def spread(model: SeamlessPanoptic) -> None:
         found.clear()
 
 
-def export_one(config: str, overrides: list[str], folder: Path, large: bool) -> list[list[object]]:
+def export_one(config: str, overrides: list[str], folder: Path, weights: str, large: bool) -> list[list[object]]:
     """Return a row (format, engine, worst share of pixels, score, box) per format and engine."""
     cfg = get_config(config)
     cfg.merge_from_list(overrides)
@@ -76,6 +86,8 @@ def export_one(config: str, overrides: list[str], folder: Path, large: bool) -> 
     cfg = PredictionOptions().apply(cfg, str(folder / "model.pth"), "cpu")
     torch.manual_seed(0)
     model = build_model(cfg).eval()
+    if cfg.MODEL.RESNETS.DEPTH == 50:
+        SeamlessCheckpointer(model).load(weights)
     spread(model)
     torch.save({"model": model.state_dict()}, folder / "model.pth")
     written = export_model(cfg, folder / "model.onnx", ExportOptions(FORMATS))
@@ -99,11 +111,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(CASES), metavar="NAME", help=f"of: {'; '.join(CASES)}")
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--weights", default="", help="initial weights of the ResNet-50s, in Detectron2's names")
     args, failed = parser.parse_args(), 0
     for name in args.names:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                rows = export_one(*CASES[name], Path(folder), args.large)
+                rows = export_one(*CASES[name], Path(folder), args.weights, args.large)
                 print(f"{name}\n{tabulate(rows, ['', 'engine', 'pixels', 'score', 'box', 'things'])}\n", flush=True)
             except UserError as error:
                 failed += 1

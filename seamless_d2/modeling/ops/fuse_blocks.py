@@ -44,20 +44,21 @@ def claim_in_blocks(
     size: tuple[int, int], boxes: Tensor, masks: Tensor, overlap_thresh: float
 ) -> tuple[Tensor, Tensor]:
     """Compute what ``claim_in_order`` computes; see there for arguments and results."""
-    instance, block, row_of, foreground = paste_all(size, boxes, masks)
-    spare = row_of.shape[1] - 1
-    areas = row_of.new_zeros(row_of.shape[:1]).index_add(0, instance, foreground.sum(dim=1))
-    claims = torch.zeros((spare + 1, BLOCK * BLOCK), dtype=torch.int32, device=boxes.device)
-    claims = claims.index_put((block,), foreground.int(), accumulate=True)
-    contested = torch.cat([(claims > 1).flatten().nonzero()[:, 0], block.new_full((1,), spare * BLOCK * BLOCK)])
-    contested_block = contested // (BLOCK * BLOCK)
-    contested_pixel = contested - contested_block * (BLOCK * BLOCK)
-    padded = torch.cat([foreground, foreground.new_zeros((1, BLOCK * BLOCK))]).flatten()
+    instance, _, row_of, foreground = paste_all(size, boxes, masks)
+    areas = foreground.sum(dim=1).index_select(0, row_of.flatten()).view_as(row_of).sum(dim=1)
+    counts = (row_of > 0).sum(dim=0)
+    # The pairs of a block lie side by side.
+    columns, (num_pairs, num_blocks) = foreground.T.contiguous(), (foreground.shape[0], counts.shape[0])
+    claims = _sum_by_block(columns.int(), counts)
+    contested = torch.cat([(claims > 1).flatten().nonzero()[:, 0], counts.new_full((1,), num_blocks - 1)])
+    contested_pixel = contested // num_blocks
+    contested_block = contested - contested_pixel * num_blocks
+    flat, first = columns.flatten(), contested_pixel * num_pairs
 
     def step(owner: Tensor, count: Tensor, row_of_block: Tensor, area: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Let one instance claim its contested pixels that are free, unless too much of it is hidden."""
         row = row_of_block.index_select(0, contested_block)
-        mine = padded.index_select(0, row * (BLOCK * BLOCK) + contested_pixel)
+        mine = flat.index_select(0, first + row)
         free_area = area - (mine & (owner > 0)).sum()
         is_kept = is_visible(area, free_area, overlap_thresh)
         count = count + is_kept
@@ -65,8 +66,24 @@ def claim_in_blocks(
 
     owner, areas = _scan(step, claims.new_zeros(contested_block.shape), row_of, areas)
     ids = torch.where(areas > 0, (areas > 0).cumsum(0), 0).int()
-    panoptic_seg = torch.zeros_like(claims).index_put((block,), foreground * ids[instance, None], accumulate=True)
-    return join_blocks(panoptic_seg.flatten().index_copy(0, contested, owner), size), areas[:-1]
+    panoptic_seg = _sum_by_block(columns * ids[instance], counts).flatten().index_copy(0, contested, owner)
+    return join_blocks(panoptic_seg.view_as(claims).T.flatten(), size), areas[:-1]
+
+
+def _sum_by_block(values: Tensor, counts: Tensor) -> Tensor:
+    """Add up what the pairs of each block have, without a scatter.
+
+    ONNX Runtime scatters into rows by several threads, which lose sums where they meet in one.
+
+    Args:
+        values: (P, B + 1) int32 in the order of ``Pasted``.
+        counts: (blocks + 1,) int64 numbers of pairs of each block.
+
+    Returns:
+        (P, blocks + 1) int32.
+    """
+    sums, ends = values.cumsum(1, dtype=torch.int32), counts.cumsum(0)
+    return sums.index_select(1, ends) - sums.index_select(1, ends - counts)
 
 
 def is_visible(area: Tensor, free_area: Tensor, overlap_thresh: float) -> Tensor:
@@ -76,12 +93,14 @@ def is_visible(area: Tensor, free_area: Tensor, overlap_thresh: float) -> Tensor
 
 
 class Pasted(NamedTuple):
-    """The foreground of N + 1 instances in B pairs of an instance and a block that it meets.
+    """The foreground of N + 1 instances in B pairs of an instance and a block that it meets, block after block.
+
+    Before the pairs comes a row of the last instance and the last block, which has no foreground.
 
     Attributes:
-        instance, block: (B,) int64 numbers of instances and blocks.
-        row_of: (N + 1, blocks + 1) int64, where in ``foreground`` a pair is; B if the instance does not meet the block.
-        foreground: (B, BLOCK * BLOCK) bool.
+        instance, block: (B + 1,) int64 numbers of instances and blocks.
+        row_of: (N + 1, blocks + 1) int64, where in ``foreground`` a pair is; 0 if the instance does not meet the block.
+        foreground: (B + 1, BLOCK * BLOCK) bool.
     """
 
     instance: Tensor
@@ -100,14 +119,16 @@ def paste_all(size: tuple[int, int], boxes: Tensor, masks: Tensor) -> Pasted:
     boxes = torch.cat([boxes, torch.arange(4, dtype=boxes.dtype, device=boxes.device)[None]])
     masks = torch.cat([masks, masks.new_zeros((1, *masks.shape[1:]))])
     down, across = ((length + BLOCK - 1) // BLOCK for length in size)
-    meets = _find_blocks(boxes[:, 1], boxes[:, 3], down)[:, :, None]
-    meets = meets & _find_blocks(boxes[:, 0], boxes[:, 2], across)[:, None, :]
-    # One row of ``foreground`` for each instance and block that meet, and an empty one for all others.
-    instance, y, x = meets.nonzero(as_tuple=True)
-    meets = F.pad(meets.flatten(1), (0, 1))
-    row_of = torch.where(meets, meets.flatten().cumsum(0).view_as(meets) - 1, instance.shape[0])
-    foreground = _paste(boxes[instance], masks[instance], y * BLOCK, x * BLOCK, size)
-    return Pasted(instance, y * across + x, row_of, foreground)
+    meets = _find_blocks(boxes[:, 1], boxes[:, 3], down).T[:, None, :]
+    meets = (meets & _find_blocks(boxes[:, 0], boxes[:, 2], across).T[None, :, :]).flatten(0, 1)
+    meets = F.pad(meets, (0, 0, 0, 1))
+    row_of = torch.where(meets, meets.flatten().cumsum(0).view_as(meets), 0).T
+    block, instance = meets.nonzero(as_tuple=True)
+    y = block // across
+    foreground = _paste(boxes[instance], masks[instance], y * BLOCK, (block - y * across) * BLOCK, size)
+    first = (block.new_full((1,), count - 1) for count in row_of.shape)
+    instance, block = (torch.cat(pair) for pair in zip(first, (instance, block), strict=True))
+    return Pasted(instance, block, row_of, F.pad(foreground, (0, 0, 1, 0)))
 
 
 def join_blocks(blocks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -36,8 +36,7 @@ def fuse_on_gpu(
     pixel = torch.zeros_like(groups).scatter_(0, group, torch.arange(len(sums), device=sums.device))
     y, x = pixel // width, pixel % width
     rows = row_of[:-1, y // BLOCK * -(-width // BLOCK) + x // BLOCK]
-    padded = torch.cat([foreground, foreground.new_zeros((1, BLOCK * BLOCK))])
-    claims = padded[rows, y % BLOCK * BLOCK + x % BLOCK].cpu().numpy()
+    claims = foreground[rows, y % BLOCK * BLOCK + x % BLOCK].cpu().numpy()
     counts, labels = torch.stack([counts, labels[pixel]]).cpu().numpy()
     owners, areas = _share_groups(claims, counts, overlap_thresh)
     is_free = owners == 0

@@ -1,0 +1,112 @@
+"""What counts as a difference between an exported file and its model; nothing is exported here."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from seamless_d2.errors import UserError
+from seamless_d2.export.verify import TOLERANCES, Difference, Example, Outputs, Tolerance, align_rows, verify
+
+# Two cars, a person and a road: rows 0 to 3, ids 1 to 4.
+MAP = np.array([[1, 1, 2, 2], [3, 3, 4, 4], [0, 4, 4, 4]], np.int32)
+
+
+def make_outputs(scores: tuple[float, ...] = (0.9, 0.8, 0.7), categories: tuple[int, ...] = (1, 1, 0, 0)) -> Outputs:
+    boxes = [[0, 0, 2, 1], [2, 0, 4, 1], [0, 1, 2, 2], [0, 0, 0, 0]]
+    return {
+        "panoptic": MAP.copy(),
+        "category": np.array(categories, np.int32),
+        "isthing": np.array([True, True, True, False]),
+        "score": np.array([*scores, 0.0], np.float32),
+        "area": np.array([2, 2, 2, 5], np.int32),
+        "box": np.array(boxes, np.float32),
+    }
+
+
+def count_areas(outputs: Outputs) -> Outputs:
+    """Return the outputs with the areas that their segments have in the map."""
+    areas = [np.count_nonzero(outputs["panoptic"] == k + 1) for k in range(len(outputs["score"]))]
+    return {**outputs, "area": np.array(areas, np.int32)}
+
+
+def swap(outputs: Outputs, a: int, b: int) -> Outputs:
+    """Return the same segments with two rows in the other order, and the scores as they were."""
+    order = np.arange(len(outputs["score"]))
+    order[[a, b]] = b, a
+    swapped = {key: value if key in ("panoptic", "score") else value[order] for key, value in outputs.items()}
+    ids = np.concatenate([[0], order + 1])
+    return {**swapped, "panoptic": ids[outputs["panoptic"]].astype(np.int32)}
+
+
+def run(found: Outputs, expected: Outputs, tolerance: Tolerance = TOLERANCES["onnx"]) -> Difference:
+    model = SimpleNamespace(engine="onnxruntime", path=Path("model.onnx"), run_raw=lambda image: found)
+    example = Example("street", np.zeros((3, *expected["panoptic"].shape), np.uint8), expected)
+    (difference,) = verify(model, [example], tolerance)
+    return difference
+
+
+def refuse(found: Outputs, expected: Outputs, words: str, tolerance: Tolerance = TOLERANCES["onnx"]) -> None:
+    with pytest.raises(UserError, match=f"model.onnx does not predict what the model predicts.*{words}"):
+        run(found, expected, tolerance)
+
+
+def test_equal() -> None:
+    difference = run(make_outputs(), make_outputs(), TOLERANCES["pt2"])
+    assert (difference.pixels, difference.score, difference.box) == (0, 0, 0)
+    assert str(difference).startswith("onnxruntime  street 3x4, 3 things, 1 stuff")
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 1), (1, 2)])  # of one class, and of two
+def test_equal_scores_in_another_order(a: int, b: int) -> None:
+    expected = make_outputs((0.9, 0.9 - 1e-6, 0.9 - 2e-6))
+    difference = run(swap(expected, a, b), expected)
+    assert difference.pixels == 0 and difference.box == 0 and difference.score == pytest.approx(1e-6, rel=0.2)
+    refuse(swap(expected, a, b), expected, "", TOLERANCES["pt2"])
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 1), (1, 2)])
+def test_other_scores_in_another_order(a: int, b: int) -> None:
+    refuse(swap(make_outputs(), a, b), make_outputs(), "")
+
+
+def test_other_rows() -> None:
+    refuse(make_outputs(categories=(1, 0, 0, 0)), make_outputs(), "other segments")
+    fewer = {key: value if key == "panoptic" else value[1:] for key, value in make_outputs().items()}
+    refuse(fewer, make_outputs(), "other segments")
+    assert align_rows(fewer, make_outputs(), 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("score", 2e-4), ("box", 6e-3), ("panoptic", 1), ("panoptic", 9), ("panoptic", -1), ("area", 1)]
+)
+def test_too_large_a_difference(key: str, value: float) -> None:
+    found = make_outputs()
+    found[key][..., :2] += np.asarray(value, found[key].dtype)
+    refuse(found if key == "area" else count_areas(found), make_outputs(), "")
+
+
+def test_one_pixel_of_any_image_may_differ() -> None:
+    found = make_outputs()
+    found["panoptic"][0, 0] = 4
+    refuse(found, make_outputs(), "areas that are not those of its map")
+    found = count_areas(found)
+    assert run(found, make_outputs()).pixels == pytest.approx(1 / 12)
+    refuse(found, make_outputs(), "pixels 8.3333 %", TOLERANCES["pt2"])
+
+
+def test_integers_are_compared_by_class() -> None:
+    found = swap(make_outputs((0.9, 0.8, 0.7)), 0, 1)
+    found["panoptic"][0, 0] = 4
+    difference = run(count_areas(found), make_outputs((0.85, 0.82, 0.7)), TOLERANCES["int8"])
+    assert difference.pixels == pytest.approx(1 / 12) and difference.box == 0
+    found["panoptic"][:2] = 9
+    refuse(count_areas(found), make_outputs(), "pixels 66.6667 %", TOLERANCES["int8"])
+
+
+def test_empty_tables() -> None:
+    empty = {key: value[:0] for key, value in make_outputs().items()} | {"panoptic": np.zeros((3, 4), np.int32)}
+    difference = run(empty, empty)
+    assert (difference.pixels, difference.score, difference.box) == (0, 0, 0)
+    refuse(empty, make_outputs(), "other segments")
