@@ -49,19 +49,24 @@ def write_onnx(program: ExportedProgram, path: Path, opset: int, metadata: Metad
     """Convert a traced program to an ONNX file with the operators of version ``opset``."""
     import onnx_ir
 
-    exported = torch.onnx.export(
+    exported = convert(program, opset, ["image"], list(OUTPUTS))
+    exported.model.metadata_props[METADATA_KEY] = metadata.to_json()
+    exported.model.producer_name = "seamless_d2"
+    onnx_ir.save(exported.model, path)
+
+
+def convert(program: ExportedProgram, opset: int, inputs: list[str], outputs: list[str]) -> torch.onnx.ONNXProgram:
+    """Convert a traced program with the operators of version ``opset``, and with names of inputs and outputs."""
+    return torch.onnx.export(
         program,
         dynamo=True,
         opset_version=opset,
-        input_names=["image"],
-        output_names=list(OUTPUTS),
+        input_names=inputs,
+        output_names=outputs,
         custom_translation_table=_make_translations(),
         verbose=False,
         optimize=True,
     )
-    exported.model.metadata_props[METADATA_KEY] = metadata.to_json()
-    exported.model.producer_name = "seamless_d2"
-    onnx_ir.save(exported.model, path)
 
 
 def _make_translations() -> dict[Any, Any]:
@@ -69,9 +74,17 @@ def _make_translations() -> dict[Any, Any]:
     from onnxscript import opset18 as op
 
     def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-        # Equal elements stay in their order, as the definition of TopK has it.
-        count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))
-        return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
+        # By its definition TopK keeps equal elements in their order, but OpenVINO does not. Therefore the positions
+        # are sorted once more, by the number of different elements before them, then by themselves.
+        if len(x.shape) != 1:
+            raise NotImplementedError("a stable sort of more than one dimension")
+        first, second, end = (op.Constant(value_ints=[k]) for k in (0, 1, 2**31 - 1))
+        count = op.Shape(x)
+        values, positions = op.TopK(x, count, largest=int(descending), sorted=1)
+        is_new = op.Not(op.Equal(op.Slice(values, second, end), op.Slice(values, first, op.Sub(count, second))))
+        before = op.CumSum(op.Concat(first, op.Cast(is_new, to=7), axis=0), op.Constant(value_int=0))
+        order, _ = op.TopK(op.Add(op.Mul(before, count), positions), count, largest=0, sorted=1)
+        return values, op.Mod(order, count)
 
     def nms(boxes: Any, scores: Any, iou_threshold: float) -> Any:
         # ONNX knows it in 32 bits only; PyTorch's own form fails on the 64 bits that it gets here.

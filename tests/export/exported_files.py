@@ -22,7 +22,7 @@ from seamless_d2.config import load_config
 from seamless_d2.data.toy_streets import CATEGORIES, generate_scene
 from seamless_d2.engine import run
 from seamless_d2.errors import UserError
-from seamless_d2.export import exporter, verify
+from seamless_d2.export import exporter, onnx_file, verify
 from seamless_d2.export.exporter import ExportOptions, export_model
 from seamless_d2.export.graph import ExportForm
 from seamless_d2.export.session import ENGINES, OUTPUTS, ExportedModel
@@ -316,6 +316,30 @@ def test_a_file_of_another_program(folder: Path, tmp_path: Path) -> None:
     for engine in ENGINES[".onnx"]:
         with pytest.raises(UserError, match="other.onnx is no model that tools/export_model.py has written"):
             ExportedModel(tmp_path / "other.onnx", engine)
+
+
+class Sort(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.argsort(descending=True, stable=True), x.argsort(stable=True)
+
+
+def test_equal_scores_stay_in_their_order(folder: Path, tmp_path: Path) -> None:
+    """Confident detections have scores of exactly 1, and the one that comes first claims its pixels first."""
+    import onnxruntime
+    import openvino
+
+    program = torch.export.export(Sort(), (torch.rand(9),), dynamic_shapes={"x": {0: torch.export.Dim("n", max=999)}})
+    with onnx_file.quiet():
+        onnx_file.convert(program, 20, ["x"], ["down", "up"]).save(tmp_path / "sort.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "sort.onnx")
+    request = openvino.Core().compile_model(tmp_path / "sort.onnx", "CPU").create_infer_request()
+    for count in (2, 3, 17, 100, 500):
+        x = np.random.RandomState(count).randint(0, 5, count).astype(np.float32)
+        expected = [order.numpy() for order in Sort()(torch.from_numpy(x))]
+        request.infer({"x": x})
+        found = [request.get_tensor(name).data for name in ("down", "up")]
+        assert all(np.array_equal(*pair) for pair in zip(session.run(None, {"x": x}), expected, strict=True))
+        assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 def test_no_sum_is_scattered_by_threads(folder: Path) -> None:
