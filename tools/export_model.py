@@ -36,7 +36,12 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="the file; each format has its own suffix")
     parser.add_argument("--format", help="onnx, openvino, pt2; several with commas; default by the suffix of --output")
     parser.add_argument("--int8", type=Path, metavar="FOLDER", help="images to calibrate 8-bit integers by")
-    parser.add_argument("--min-size", type=int, default=ExportOptions.min_size, help="least pixels of a side")
+    parser.add_argument(
+        "--min-size",
+        type=int,
+        default=ExportOptions.min_size,
+        help="least pixels of a side; default what the model can",
+    )
     parser.add_argument("--max-size", type=size, default=ExportOptions.max_size, metavar="HxW", help="largest size")
     parser.add_argument("--opset", type=int, default=ExportOptions.opset, help="version of ONNX, 18 to 20")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class ExportOptions:
 
     Attributes:
         formats: Some of ``SUFFIXES``.
-        min_size: The least height and width that the files accept, in pixels.
+        min_size: The least height and width that the files accept, in pixels; 0 is the least that the model can.
         max_size: The largest (height, width).
         opset: The version of ONNX's operators, 18 to 20.
         int8: A folder of images by which an ONNX file in 8-bit integers is calibrated, too; None for none.
@@ -49,7 +49,7 @@ class ExportOptions:
     """
 
     formats: tuple[str, ...] = ("onnx",)
-    min_size: int = 65
+    min_size: int = 0
     max_size: tuple[int, int] = (2048, 4096)
     opset: int = 20
     int8: Path | None = None
@@ -58,12 +58,6 @@ class ExportOptions:
         unknown = sorted(set(self.formats) - set(SUFFIXES))
         if unknown or not self.formats:
             raise UserError(f"export format {', '.join(unknown)!r} is unknown; use {', '.join(SUFFIXES)} (--format)")
-        # At 64 pixels the coarsest level of the pyramid would have one, which torch.export takes for a constant.
-        if not 65 <= self.min_size <= min(self.max_size):
-            raise UserError(
-                f"--min-size is {self.min_size} and --max-size {self.max_size[0]}x{self.max_size[1]}; the least size "
-                "must be 65 or more, and not exceed the largest"
-            )
         if not 18 <= self.opset <= 20:
             raise UserError(f"--opset is {self.opset}; use 18, 19 or 20")
         if self.int8 is not None and "onnx" not in self.formats:
@@ -104,6 +98,7 @@ def export_model(cfg: CfgNode, output: str | Path, options: ExportOptions) -> di
     form = ExportForm(model, cfg.INPUT.FORMAT)
     load_weights(model, cfg.MODEL.WEIGHTS)
     prepare_for_inference(model)
+    options = replace(options, min_size=find_min_size(model, options))
     metadata = describe(cfg, model, options)
     examples = make_examples(form, metadata)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -137,11 +132,27 @@ def export_model(cfg: CfgNode, output: str | Path, options: ExportOptions) -> di
     return written
 
 
+def find_min_size(model: SeamlessPanoptic, options: ExportOptions) -> int:
+    """Return the least height and width in pixels that the files of a model accept.
+
+    Raises:
+        UserError: The model cannot take images as small as the options say, or they are above the largest.
+    """
+    # At the stride of the coarsest level its map would have one value, which torch.export takes for a constant.
+    least = max(shape.stride for shape in model.backbone.output_shape().values()) + 1
+    size, (height, width) = options.min_size or least, options.max_size
+    if not least <= size <= min(height, width):
+        raise UserError(
+            f"--min-size is {size} and --max-size {height}x{width}; the least size of this model must be {least} or "
+            "more, and not exceed the largest"
+        )
+    return size
+
+
 def trace(form: ExportForm, options: ExportOptions) -> ExportedProgram:
     """Return the program of a model for images of any size within the range of the options."""
-    sides = [
-        Dim(n, min=options.min_size, max=size) for n, size in zip(("height", "width"), options.max_size, strict=True)
-    ]
+    least = find_min_size(form.model, options)
+    sides = [Dim(n, min=least, max=size) for n, size in zip(("height", "width"), options.max_size, strict=True)]
     image = torch.zeros((3, *_TRACED), dtype=torch.uint8)
     with torch.no_grad():
         return torch.export.export(
@@ -170,7 +181,7 @@ def describe(cfg: CfgNode, model: SeamlessPanoptic, options: ExportOptions) -> M
     stored.MODEL.WEIGHTS = ""
     return Metadata(
         classes=Classes.from_config(cfg) or Classes.numbered(num_classes, num_things),
-        min_size=options.min_size,
+        min_size=find_min_size(model, options),
         max_size=options.max_size,
         short_side=cfg.INPUT.MIN_SIZE_TEST,
         interpolation=cfg.INPUT.INTERPOLATION or "bilinear",

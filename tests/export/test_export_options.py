@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from seamless_d2.errors import UserError
-from seamless_d2.export.exporter import ExportOptions, export_model
+from seamless_d2.export.exporter import ExportOptions, export_model, find_min_size
 from seamless_d2.export.graph import ExportForm
 from seamless_d2.export.onnx_file import check_packages
 from seamless_d2.export.quantize import find_images
@@ -20,8 +20,6 @@ from ..helpers import components  # noqa: F401  (registers its backbones)
     [
         ({"formats": ("onnx", "coreml")}, "export format 'coreml' is unknown; use onnx, openvino, pt2"),
         ({"formats": ()}, "export format '' is unknown"),
-        ({"min_size": 64}, "--min-size is 64"),
-        ({"min_size": 300, "max_size": (200, 400)}, "--max-size 200x400"),
         ({"opset": 21}, "--opset is 21; use 18, 19 or 20"),
         ({"formats": ("pt2",), "int8": Path("images")}, "8-bit integers exist in ONNX files only"),
     ],
@@ -45,6 +43,33 @@ def test_components_without_an_export_form(toy_cfg: CfgNode, key: str, value: st
     toy_cfg.merge_from_list([key, value])
     with pytest.raises(UserError, match=message):
         ExportForm(build_model(toy_cfg), "RGB")
+
+
+@pytest.mark.parametrize(
+    ("extra_levels", "options", "expected"),
+    [
+        (1, {}, 65),
+        (2, {}, 129),
+        (1, {"min_size": 300}, 300),
+        (
+            1,
+            {"min_size": 64},
+            "--min-size is 64 and --max-size 2048x4096; the least size of this model must be 65 or more",
+        ),
+        (2, {"min_size": 65}, "--min-size is 65 .*must be 129 or more"),
+        (1, {"min_size": 300, "max_size": (200, 400)}, "--max-size 200x400"),
+        (1, {"max_size": (64, 400)}, "--min-size is 65 and --max-size 64x400"),
+    ],
+)
+def test_least_size(toy_cfg: CfgNode, extra_levels: int, options: dict, expected: int | str) -> None:
+    """It is above the stride of the coarsest level, 64 or 128."""
+    toy_cfg.MODEL.DEVICE, toy_cfg.MODEL.FPN.EXTRA_LEVELS = "cpu", extra_levels
+    model = build_model(toy_cfg)
+    if isinstance(expected, int):
+        assert find_min_size(model, ExportOptions(**options)) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            find_min_size(model, ExportOptions(**options))
 
 
 def test_other_architectures(toy_cfg: CfgNode, tmp_path: Path) -> None:
