@@ -52,21 +52,22 @@ CASES = {
 
 
 def spread(model: SeamlessPanoptic) -> None:
-    """Give an untrained model the statistics of a drawn street, and predictors whose outputs spread."""
+    """Give an untrained model the statistics of drawn streets, and predictors whose outputs spread."""
     image, found = torch.from_numpy(draw_street(1, 160, 320)), []
     norms = [layer for layer in model.modules() if isinstance(layer, BatchNorm2d)]
     with torch.no_grad():
-        for layer in norms:
-            layer.momentum = 1.0
-            layer.train()
-        model([{"image": image}])
+        for number, size in enumerate(((160, 320), (129, 129), (256, 192), (320, 640)), 1):
+            for layer in norms:
+                layer.train()
+                layer.momentum = 1 / number  # the mean over the images
+            model([{"image": torch.from_numpy(draw_street(number, *size))}])
         for layer in norms:
             layer.eval()
         model.sem_seg_head.predictor.weight.mul_(10)
         model.roi_heads.mask_head.predictor.weight.mul_(100)
     for predictor, deviation in (
         (model.proposal_generator.rpn_head.objectness_logits, 3.0),
-        (model.roi_heads.box_predictor.bbox_pred, 1.0),
+        (model.roi_heads.box_predictor.bbox_pred, 0.3),
         (model.roi_heads.box_predictor.cls_score, 3.0),
     ):
         hook = predictor.register_forward_hook(lambda *args: found.append(args[-1].std().item()))
