@@ -29,14 +29,14 @@ def suggest(name: str, known: Iterable[str], cutoff: float = 0.5, more: Iterable
         name: The word that is not known; upper and lower case are the same.
         known: The words that are.
         cutoff: The least similarity, in 0..1, of a word that is named.
-        more: Further words to name, however little they resemble ``name``.
+        more: Further words, of which three are named, however little they resemble ``name``.
 
     Returns:
         "; did you mean A or B?" with at most three words of ``known``, or "" if there is nothing to name.
     """
     by_lower = {word.lower(): word for word in known}
     close = [by_lower[word] for word in difflib.get_close_matches(name.lower(), by_lower, cutoff=cutoff)]
-    words = list(dict.fromkeys([*close, *more]))
+    words = [*close, *[word for word in more if word not in close][:3]]
     return f"; did you mean {' or '.join(words)}?" if words else ""
 
 

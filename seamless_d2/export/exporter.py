@@ -1,5 +1,6 @@
 """Export of a model to ONNX, OpenVINO and .pt2 files, each of which is verified before it gets its name."""
 
+import glob
 import hashlib
 import importlib.util
 import logging
@@ -29,13 +30,13 @@ from .verify import TOLERANCES, Difference, make_examples, verify
 logger = logging.getLogger(__name__)
 #: The suffix of each format.
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
-# The size of the image that is traced: no multiple of anything, so that nothing is taken for always true.
+# The (height, width) of the image that is traced: no multiple of anything, so that nothing is taken for always true.
 _TRACED = (131, 163)
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Options of an export, checked on construction.
+    """Options of an export, checked on construction, but for the sizes (``find_min_size``).
 
     Attributes:
         formats: Some of ``SUFFIXES``.
@@ -96,9 +97,9 @@ def export_model(cfg: CfgNode, output: str | Path, options: ExportOptions) -> di
             f"only models of MODEL.META_ARCHITECTURE SeamlessPanoptic can be exported, not {type(model).__name__}"
         )
     form = ExportForm(model, cfg.INPUT.FORMAT)
+    options = replace(options, min_size=find_min_size(model, options))
     load_weights(model, cfg.MODEL.WEIGHTS)
     prepare_for_inference(model)
-    options = replace(options, min_size=find_min_size(model, options))
     metadata = describe(cfg, model, options)
     examples = make_examples(form, metadata)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,8 @@ def export_model(cfg: CfgNode, output: str | Path, options: ExportOptions) -> di
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export.") as scratch, quiet():
         logger.info("tracing the model")
         program = trace(form, options)
-        onnx = Path(scratch) / "traced.onnx"
+        onnx = Path(scratch) / "traced" / "model.onnx"
+        onnx.parent.mkdir()
         if set(targets) != {"pt2"}:
             logger.info("converting it to ONNX")
             write_onnx(program, onnx, options.opset, metadata)
@@ -127,7 +129,9 @@ def export_model(cfg: CfgNode, output: str | Path, options: ExportOptions) -> di
                 if importlib.util.find_spec(engine)
                 for difference in verify(ExportedModel(path, engine), examples, TOLERANCES[name])
             ]
-            for file in sorted(Path(scratch).glob(f"{target.stem}.*"), reverse=True):  # an .xml after its .bin
+            for file in sorted(
+                Path(scratch).glob(f"{glob.escape(target.stem)}.*"), reverse=True
+            ):  # an .xml after its .bin
                 os.replace(file, target.with_suffix(file.suffix))
     return written
 
@@ -141,19 +145,18 @@ def find_min_size(model: SeamlessPanoptic, options: ExportOptions) -> int:
     # At the stride of the coarsest level its map would have one value, which torch.export takes for a constant.
     least = max(shape.stride for shape in model.backbone.output_shape().values()) + 1
     size, (height, width) = options.min_size or least, options.max_size
-    if not least <= size <= min(height, width):
-        raise UserError(
-            f"--min-size is {size} and --max-size {height}x{width}; the least size of this model must be {least} or "
-            "more, and not exceed the largest"
-        )
+    if size < least:
+        raise UserError(f"--min-size is {size}, which is too small for this model; it can be {least} or more")
+    if size >= min(height, width):
+        raise UserError(f"--max-size is {height}x{width}; both must be larger than the least size, {size} pixels")
     return size
 
 
 def trace(form: ExportForm, options: ExportOptions) -> ExportedProgram:
-    """Return the program of a model for images of any size within the range of the options."""
-    least = find_min_size(form.model, options)
-    sides = [Dim(n, min=least, max=size) for n, size in zip(("height", "width"), options.max_size, strict=True)]
-    image = torch.zeros((3, *_TRACED), dtype=torch.uint8)
+    """Return the program of a model for images of any size within the range of the options, whose least is known."""
+    least, largest = options.min_size, options.max_size
+    sides = [Dim(n, min=least, max=size) for n, size in zip(("height", "width"), largest, strict=True)]
+    image = torch.zeros((3, *choose_traced_size(least, largest)), dtype=torch.uint8)
     with torch.no_grad():
         return torch.export.export(
             form,
@@ -162,6 +165,12 @@ def trace(form: ExportForm, options: ExportOptions) -> ExportedProgram:
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+
+
+def choose_traced_size(least: int, largest: tuple[int, int]) -> tuple[int, int]:
+    """Return two different sides within the range of sizes, ``_TRACED`` where it allows them."""
+    height, width = (min(max(side, least | 1), most) for side, most in zip(_TRACED, largest, strict=True))
+    return (height, width) if height != width else (height, width - 1 if width > least else width + 1)
 
 
 def describe(cfg: CfgNode, model: SeamlessPanoptic, options: ExportOptions) -> Metadata:
@@ -181,7 +190,7 @@ def describe(cfg: CfgNode, model: SeamlessPanoptic, options: ExportOptions) -> M
     stored.MODEL.WEIGHTS = ""
     return Metadata(
         classes=Classes.from_config(cfg) or Classes.numbered(num_classes, num_things),
-        min_size=find_min_size(model, options),
+        min_size=options.min_size,
         max_size=options.max_size,
         short_side=cfg.INPUT.MIN_SIZE_TEST,
         interpolation=cfg.INPUT.INTERPOLATION or "bilinear",

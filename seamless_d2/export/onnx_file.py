@@ -75,7 +75,8 @@ def _make_translations() -> dict[Any, Any]:
 
     def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
         # By its definition TopK keeps equal elements in their order, but OpenVINO does not. Therefore the positions
-        # are sorted once more, by the number of different elements before them, then by themselves.
+        # are sorted once more, by the number of different elements before them, then by themselves. (OpenVINO has 32
+        # bits: their product overflows above 46,000 elements, of which these models sort some hundreds.)
         if len(x.shape) != 1:
             raise NotImplementedError("a stable sort of more than one dimension")
         first, second, end = (op.Constant(value_ints=[k]) for k in (0, 1, 2**31 - 1))
@@ -84,7 +85,7 @@ def _make_translations() -> dict[Any, Any]:
         is_new = op.Not(op.Equal(op.Slice(values, second, end), op.Slice(values, first, op.Sub(count, second))))
         before = op.CumSum(op.Concat(first, op.Cast(is_new, to=7), axis=0), op.Constant(value_int=0))
         order, _ = op.TopK(op.Add(op.Mul(before, count), positions), count, largest=0, sorted=1)
-        return values, op.Mod(order, count)
+        return values, op.Mod(order, op.Max(count, second))  # of nothing at all, the rest of a division by 0
 
     def nms(boxes: Any, scores: Any, iou_threshold: float) -> Any:
         # ONNX knows it in 32 bits only; PyTorch's own form fails on the 64 bits that it gets here.

@@ -118,35 +118,67 @@ def verify(model: ExportedModel, examples: list[Example], tolerance: Tolerance) 
     """Run a file on the examples.
 
     Raises:
-        UserError: A difference is larger than the tolerance, or the areas of a table are not those of its map.
+        UserError: The engine fails, a difference is larger than the tolerance, or the outputs do not fit each other.
     """
     differences = []
     for example in examples:
-        found, expected = model.run_raw(example.image), example.expected
         height, width = example.image.shape[1:]
-        things, stuff = int(expected["isthing"].sum()), int((~expected["isthing"]).sum())
+        things, stuff = (int((example.expected["isthing"] == kind).sum()) for kind in (True, False))
         name = f"{example.name} {height}x{width}, {things} things, {stuff} stuff"
-        rows = align_rows(found, expected, tolerance.score if tolerance.rows else np.inf)
-        score = box = None
-        if rows is not None:
-            score, box = (float(np.abs(found[k] - expected[k][rows]).max(initial=0)) for k in ("score", "box"))
-        if tolerance.rows and rows is not None:
-            pixels = float(np.mean(_look_up(rows + 1, found["panoptic"]) != expected["panoptic"]))
-        else:
-            pixels = float(np.mean(_labels(found) != _labels(expected)))
-        difference = Difference(model.engine, name, pixels, score, box)
+        try:
+            found = model.run_raw(example.image)
+        except Exception as error:  # the engines' own kinds
+            raise _refusal(model, f"{model.engine:12} {name} fails: {str(error).strip().splitlines()[0]}") from None
+        reason = _find_misfit(found, example.expected, tolerance)
+        if reason:
+            raise _refusal(model, f"{model.engine:12} {name} has {reason}")
+        difference = _compare(model.engine, name, found, example.expected, tolerance)
         differences.append(difference)
-        is_equal = pixels <= np.ceil(tolerance.pixels * height * width) / (height * width)
-        inside = "" if np.array_equal(_count_pixels(found), found["area"]) else ", areas that are not those of its map"
+        is_equal = difference.pixels <= np.ceil(tolerance.pixels * height * width) / (height * width)
         if tolerance.rows:
             limit = tolerance.box * max(1.0, max(height, width) / 1024)
-            is_equal = is_equal and rows is not None and score <= tolerance.score and box <= limit
-        if inside or not is_equal:
-            raise UserError(
-                f"{model.path.name} does not predict what the model predicts, so that it was removed: "
-                f"{difference}{inside}; choose another format"
-            )
+            is_equal = is_equal and difference.score is not None and difference.score <= tolerance.score
+            is_equal = is_equal and difference.box <= limit
+        if not is_equal:
+            raise _refusal(model, str(difference))
     return differences
+
+
+def _refusal(model: ExportedModel, reason: str) -> UserError:
+    return UserError(
+        f"{model.path.name} does not predict what the model predicts, so that it was removed: {reason}; choose another "
+        "format"
+    )
+
+
+def _find_misfit(found: Outputs, expected: Outputs, tolerance: Tolerance) -> str:
+    """Return what is wrong with the form of the outputs, or with the areas in view of the map; "" if nothing is."""
+    for name, value in found.items():
+        # Without equal rows, a table may be longer or shorter than expected.
+        free = not tolerance.rows and name != "panoptic"
+        shape = (len(found["category"]), *expected[name].shape[1:]) if free else expected[name].shape
+        if value.shape != shape:
+            return f"other segments, {name} {value.shape} instead of {shape}"
+        if value.dtype != expected[name].dtype and name != "isthing":
+            return f"{name} as {value.dtype} instead of {expected[name].dtype}"
+    count = len(found["area"])
+    pixels = np.bincount(np.clip(found["panoptic"].ravel(), -1, count + 1) + 1, minlength=count + 3)
+    if pixels[0] or pixels[-1] or not np.array_equal(pixels[2:-1], found["area"]):
+        return "areas that are not those of its map"
+    return ""
+
+
+def _compare(engine: str, name: str, found: Outputs, expected: Outputs, tolerance: Tolerance) -> Difference:
+    """Return the differences between outputs of the right form."""
+    rows = align_rows(found, expected, tolerance.score if tolerance.rows else np.inf)
+    score = box = None
+    if rows is not None:
+        score, box = (float(np.abs(found[k] - expected[k][rows]).max(initial=0)) for k in ("score", "box"))
+    if rows is not None and tolerance.rows:
+        segments = _look_up(rows + 1, found["panoptic"]), expected["panoptic"]
+    else:  # by class
+        segments = tuple(_look_up(o["category"] * 2 + o["isthing"] + 1, o["panoptic"]) for o in (found, expected))
+    return Difference(engine, name, float(np.mean(segments[0] != segments[1])), score, box)
 
 
 def align_rows(found: Outputs, expected: Outputs, tie: float) -> np.ndarray | None:
@@ -156,9 +188,12 @@ def align_rows(found: Outputs, expected: Outputs, tie: float) -> np.ndarray | No
 
     Args:
         found, expected: The outputs.
-        tie: How much the scores of two such rows differ at most. Of several candidates, the nearest box is taken.
+        tie: How much the scores of two such rows differ at most; 0 lets none change places. Of several candidates, the
+            nearest box is taken.
     """
-    if len(found["score"]) != len(expected["score"]):
+    if not np.array_equal(found["isthing"], expected["isthing"]):
+        return None
+    if not (np.abs(found["score"] - expected["score"]) <= tie).all() and tie < np.inf:
         return None
     free, rows = np.ones(len(expected["score"]), bool), []
     table = (found[key] for key in ("isthing", "category", "score", "box"))
@@ -169,20 +204,11 @@ def align_rows(found: Outputs, expected: Outputs, tie: float) -> np.ndarray | No
             return None
         rows.append(int(np.where(same, np.abs(expected["box"] - box).max(axis=1), np.inf).argmin()))
         free[rows[-1]] = False
-    return np.array(rows, int)
-
-
-def _count_pixels(outputs: Outputs) -> np.ndarray:
-    """Return the (K,) pixels that the rows of a table have in the map."""
-    count = len(outputs["area"])
-    return np.bincount(np.clip(outputs["panoptic"].ravel(), 0, count + 1), minlength=count + 2)[1 : count + 1]
-
-
-def _labels(outputs: Outputs) -> np.ndarray:
-    """Return the (H, W) classes of a map as numbers, 0 for void."""
-    return _look_up(outputs["category"] * 2 + outputs["isthing"] + 1, outputs["panoptic"])
+    order = np.arange(len(rows))
+    may_move = expected["isthing"] & (tie > 0)
+    return None if (np.array(rows, int) != order)[~may_move].any() else np.array(rows, int)
 
 
 def _look_up(values: np.ndarray, panoptic: np.ndarray) -> np.ndarray:
-    """Return the value of each pixel's row; 0 for void, -1 for an id that has no row."""
-    return np.concatenate([[0], values, [-1]])[np.clip(panoptic, 0, len(values) + 1)]
+    """Return the value of each pixel's row, 0 for void."""
+    return np.concatenate([[0], values])[panoptic]

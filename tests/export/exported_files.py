@@ -47,6 +47,8 @@ def make_config() -> CfgNode:
     cfg = small_config()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT = 0
+    # So that the verification finds images without and with exactly one detection.
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = 0.62
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 400
     cfg.INPUT.FORMAT = "BGR"  # so that a wrong order of channels would be noticed
     Classes.from_categories(CATEGORIES, "test").to_config(cfg)
@@ -184,7 +186,7 @@ def test_metadata(models: Models) -> None:
         metadata = model.metadata
         assert metadata.classes.names == [c["name"] for c in sorted(CATEGORIES, key=lambda c: c["isthing"])]
         assert (metadata.min_size, metadata.max_size, metadata.short_side) == (65, (512, 1024), 96)
-        assert metadata.thresholds == {"score": 0.5, "overlap": 0.5, "stuff_area": 0}
+        assert metadata.thresholds == {"score": 0.62, "overlap": 0.5, "stuff_area": 0}
         assert len(metadata.weights_sha256) == 64 and "torch" in metadata.versions
 
 
@@ -278,6 +280,7 @@ def test_files_and_videos(folder: Path, tmp_path: Path) -> None:
 def test_evaluation(arguments: Callable, folder: Path, tmp_path: Path) -> None:
     """The evaluator of training finds the PQ of the model, and other settings than the file's are refused."""
     opts = ["MODEL.DEVICE", "cpu", "INPUT.FORMAT", "BGR", "INPUT.MIN_SIZE_TEST", "96"]
+    opts += ["MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", "0.62"]
     same = [*opts, "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", "0"]
     expected = run(arguments("MODEL.WEIGHTS", str(folder / "model.pth"), *same, flags=("--eval-only",)))
     for name, engine in (("xml", "openvino"), ("onnx", "onnxruntime")):
@@ -323,17 +326,16 @@ class Sort(torch.nn.Module):
         return x.argsort(descending=True, stable=True), x.argsort(stable=True)
 
 
-def test_equal_scores_stay_in_their_order(folder: Path, tmp_path: Path) -> None:
+def test_equal_scores_stay_in_their_order(tmp_path: Path) -> None:
     """Confident detections have scores of exactly 1, and the one that comes first claims its pixels first."""
-    import onnxruntime
-    import openvino
+    onnxruntime, openvino, _ = (pytest.importorskip(name) for name in ("onnxruntime", "openvino", "onnxscript"))
 
     program = torch.export.export(Sort(), (torch.rand(9),), dynamic_shapes={"x": {0: torch.export.Dim("n", max=999)}})
     with onnx_file.quiet():
         onnx_file.convert(program, 20, ["x"], ["down", "up"]).save(tmp_path / "sort.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "sort.onnx")
     request = openvino.Core().compile_model(tmp_path / "sort.onnx", "CPU").create_infer_request()
-    for count in (2, 3, 17, 100, 500):
+    for count in (0, 1, 2, 3, 17, 100, 500):
         x = np.random.RandomState(count).randint(0, 5, count).astype(np.float32)
         expected = [order.numpy() for order in Sort()(torch.from_numpy(x))]
         request.infer({"x": x})
@@ -365,6 +367,7 @@ def test_a_file_that_differs_is_removed(folder: Path, tmp_path: Path, monkeypatc
     model = ExportedModel(folder / "model.onnx")
     examples = verify.make_examples(form, model.metadata)
     assert {(e.image.shape[1:]) for e in examples} >= {(65, 65), (127, 223)}
+    assert {int(e.expected["isthing"].sum()) for e in examples} >= {0, 1}
     verify.verify(model, examples, verify.TOLERANCES["onnx"])
     examples[0].expected["panoptic"][:3] += 1
     with pytest.raises(UserError, match="does not predict what the model predicts, so that it was removed"):

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from seamless_d2.errors import UserError
-from seamless_d2.export.exporter import ExportOptions, export_model, find_min_size
+from seamless_d2.export.exporter import ExportOptions, choose_traced_size, export_model, find_min_size
 from seamless_d2.export.graph import ExportForm
 from seamless_d2.export.onnx_file import check_packages
 from seamless_d2.export.quantize import find_images
@@ -51,14 +51,10 @@ def test_components_without_an_export_form(toy_cfg: CfgNode, key: str, value: st
         (1, {}, 65),
         (2, {}, 129),
         (1, {"min_size": 300}, 300),
-        (
-            1,
-            {"min_size": 64},
-            "--min-size is 64 and --max-size 2048x4096; the least size of this model must be 65 or more",
-        ),
-        (2, {"min_size": 65}, "--min-size is 65 .*must be 129 or more"),
-        (1, {"min_size": 300, "max_size": (200, 400)}, "--max-size 200x400"),
-        (1, {"max_size": (64, 400)}, "--min-size is 65 and --max-size 64x400"),
+        (1, {"min_size": 64}, "--min-size is 64, which is too small for this model; it can be 65 or more"),
+        (2, {"min_size": 65}, "--min-size is 65, .* 129 or more"),
+        (1, {"min_size": 300, "max_size": (200, 400)}, "--max-size is 200x400; both must be larger than .* 300 pixels"),
+        (1, {"max_size": (65, 400)}, "--max-size is 65x400; both must be larger than the least size, 65 pixels"),
     ],
 )
 def test_least_size(toy_cfg: CfgNode, extra_levels: int, options: dict, expected: int | str) -> None:
@@ -70,6 +66,22 @@ def test_least_size(toy_cfg: CfgNode, extra_levels: int, options: dict, expected
     else:
         with pytest.raises(UserError, match=expected):
             find_min_size(model, ExportOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("least", "largest", "expected"),
+    [
+        (65, (2048, 4096), (131, 163)),
+        (129, (2048, 4096), (131, 163)),
+        (300, (2048, 4096), (301, 300)),
+        (65, (128, 512), (128, 163)),
+        (65, (66, 66), (66, 65)),
+        (65, (4096, 66), (131, 66)),
+    ],
+)
+def test_traced_size(least: int, largest: tuple[int, int], expected: tuple[int, int]) -> None:
+    """It is within the range, and not square."""
+    assert choose_traced_size(least, largest) == expected
 
 
 def test_other_architectures(toy_cfg: CfgNode, tmp_path: Path) -> None:

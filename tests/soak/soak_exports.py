@@ -3,10 +3,10 @@
 
     python tests/soak/soak_exports.py [NAME ...] [--weights R-50.pkl] [--large]
 
-The weights are random, but those of the predictors are scaled so that scores differ clearly and none is 1: engines
-round differently, and would put equal ones into another order. In a ResNet-50 of random weights, what is rounded
-differently grows to 1e-5 of the features; --weights gives it trained ones. Each model takes one to four minutes;
---large verifies an image of 1024x2048 too, which takes a minute more.
+The weights are random, but those of the predictors are scaled so that scores differ clearly: engines round differently,
+and of two that are nearly equal the other one may claim its pixels first. In a ResNet-50 of random weights, what is
+rounded differently grows to 1e-5 of the features; --weights gives it trained ones. Each model takes one to four
+minutes; --large verifies an image of 1024x2048 too, which takes a minute more.
 """
 
 import argparse
