@@ -1,6 +1,5 @@
 """Export of a model to ONNX, OpenVINO and .pt2 files, each of which is verified before it gets its name."""
 
-import glob
 import hashlib
 import importlib.util
 import logging
@@ -30,7 +29,8 @@ from .verify import TOLERANCES, Difference, make_examples, verify
 logger = logging.getLogger(__name__)
 #: The suffix of each format.
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
-# The (height, width) of the image that is traced: no multiple of anything, so that nothing is taken for always true.
+# The (height, width) of the traced image, if the range has it: no multiple of anything, so that nothing is taken for
+# always true.
 _TRACED = (131, 163)
 
 
@@ -129,10 +129,9 @@ def export_model(cfg: CfgNode, output: str | Path, options: ExportOptions) -> di
                 if importlib.util.find_spec(engine)
                 for difference in verify(ExportedModel(path, engine), examples, TOLERANCES[name])
             ]
-            for file in sorted(
-                Path(scratch).glob(f"{glob.escape(target.stem)}.*"), reverse=True
-            ):  # an .xml after its .bin
-                os.replace(file, target.with_suffix(file.suffix))
+            for suffix in (".bin", target.suffix):  # the weights of an .xml before it
+                if path.with_suffix(suffix).exists():
+                    os.replace(path.with_suffix(suffix), target.with_suffix(suffix))
     return written
 
 

@@ -75,8 +75,8 @@ def _make_translations() -> dict[Any, Any]:
 
     def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
         # By its definition TopK keeps equal elements in their order, but OpenVINO does not. Therefore the positions
-        # are sorted once more, by the number of different elements before them, then by themselves. (OpenVINO has 32
-        # bits: their product overflows above 46,000 elements, of which these models sort some hundreds.)
+        # are sorted once more, by the number of different elements before them, then by themselves. (OpenVINO
+        # sorts whole numbers exactly below 2^24, that is 4096 different elements; these models sort some hundreds.)
         if len(x.shape) != 1:
             raise NotImplementedError("a stable sort of more than one dimension")
         first, second, end = (op.Constant(value_ints=[k]) for k in (0, 1, 2**31 - 1))

@@ -201,18 +201,17 @@ def _load_openvino(path: Path, amp: bool) -> tuple[str, Run, str]:
     core = openvino.Core()
     if amp and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UserError("this CPU has no bfloat16; leave out amp (--amp)")
+    # Without this hint, OpenVINO computes in bfloat16 wherever the CPU has it.
+    settings = {"INFERENCE_PRECISION_HINT": "bf16" if amp else "f32", "PERFORMANCE_HINT": "LATENCY"}
     try:
         model = core.read_model(str(path))
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
     except RuntimeError as error:
         raise UserError(f"{path} cannot be read by OpenVINO: {error}") from None
     text = ""
     for keys in ([METADATA_KEY], ["framework", METADATA_KEY]):  # the second for files with suffix .onnx
         if model.has_rt_info(keys):
             text = str(model.get_rt_info(keys).value)
-    # Without this hint, OpenVINO computes in bfloat16 wherever the CPU has it.
-    request = core.compile_model(
-        model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if amp else "f32", "PERFORMANCE_HINT": "LATENCY"}
-    ).create_infer_request()
 
     def run(image: np.ndarray) -> list[np.ndarray]:
         request.infer({"image": np.ascontiguousarray(image)})

@@ -40,8 +40,8 @@ class Tolerance:
         pixels: The share of pixels of other segments, 0..1, rounded up to a whole pixel.
         score: The largest difference of scores.
         box: The largest difference of boxes in pixels, for each 1024 pixels of the longer side.
-        rows: Whether the table must have equal rows, of which those with equal scores may have changed places; without,
-            pixels are compared by class.
+        rows: Whether the table must have equal rows, of which those with nearly equal scores may have changed places;
+            without, pixels are compared by class.
     """
 
     pixels: float = 1e-4
@@ -127,8 +127,9 @@ def verify(model: ExportedModel, examples: list[Example], tolerance: Tolerance) 
         name = f"{example.name} {height}x{width}, {things} things, {stuff} stuff"
         try:
             found = model.run_raw(example.image)
-        except Exception as error:  # the engines' own kinds
-            raise _refusal(model, f"{model.engine:12} {name} fails: {str(error).strip().splitlines()[0]}") from None
+        except Exception as error:  # the engines' own kinds, whose texts have several lines
+            text = " ".join(str(error).split())[:300] or type(error).__name__
+            raise _refusal(model, f"{model.engine:12} {name} fails: {text}") from None
         reason = _find_misfit(found, example.expected, tolerance)
         if reason:
             raise _refusal(model, f"{model.engine:12} {name} has {reason}")
@@ -156,9 +157,9 @@ def _find_misfit(found: Outputs, expected: Outputs, tolerance: Tolerance) -> str
     for name, value in found.items():
         # Without equal rows, a table may be longer or shorter than expected.
         free = not tolerance.rows and name != "panoptic"
-        shape = (len(found["category"]), *expected[name].shape[1:]) if free else expected[name].shape
+        shape = (found["category"].size, *expected[name].shape[1:]) if free else expected[name].shape
         if value.shape != shape:
-            return f"other segments, {name} {value.shape} instead of {shape}"
+            return f"{name} of shape {value.shape} instead of {shape}, other segments"
         if value.dtype != expected[name].dtype and name != "isthing":
             return f"{name} as {value.dtype} instead of {expected[name].dtype}"
     count = len(found["area"])
@@ -182,7 +183,8 @@ def _compare(engine: str, name: str, found: Outputs, expected: Outputs, toleranc
 
 
 def align_rows(found: Outputs, expected: Outputs, tie: float) -> np.ndarray | None:
-    """Return (K,) for each row of the found table its row in the expected one; None if the tables have other rows.
+    """Return (K,) for each row of the found table its row in the expected one; None if the tables have other rows, or
+    the same in another order.
 
     Things come by descending score, so that those of nearly equal scores may have changed places.
 
@@ -195,18 +197,17 @@ def align_rows(found: Outputs, expected: Outputs, tie: float) -> np.ndarray | No
         return None
     if not (np.abs(found["score"] - expected["score"]) <= tie).all() and tie < np.inf:
         return None
-    free, rows = np.ones(len(expected["score"]), bool), []
+    free, chosen = np.ones(len(expected["score"]), bool), []
     table = (found[key] for key in ("isthing", "category", "score", "box"))
     for isthing, category, score, box in zip(*table, strict=True):
         same = free & (expected["isthing"] == isthing) & (expected["category"] == category)
         same &= np.abs(expected["score"] - score) <= tie
         if not same.any():
             return None
-        rows.append(int(np.where(same, np.abs(expected["box"] - box).max(axis=1), np.inf).argmin()))
-        free[rows[-1]] = False
-    order = np.arange(len(rows))
-    may_move = expected["isthing"] & (tie > 0)
-    return None if (np.array(rows, int) != order)[~may_move].any() else np.array(rows, int)
+        chosen.append(int(np.where(same, np.abs(expected["box"] - box).max(axis=1), np.inf).argmin()))
+        free[chosen[-1]] = False
+    rows, may_move = np.array(chosen, int), expected["isthing"] & (tie > 0)
+    return None if (rows != np.arange(len(rows)))[~may_move].any() else rows
 
 
 def _look_up(values: np.ndarray, panoptic: np.ndarray) -> np.ndarray:
