@@ -249,7 +249,7 @@ def _explain(cfg: CfgNode, reason: str) -> str:
     keys = list_keys(cfg)
     if "Non-existent" in reason:
         leaf = key.rsplit(".", 1)[-1].upper()
-        elsewhere = [k for k in keys if k.rsplit(".", 1)[-1] == leaf]  # the right name in another section
+        elsewhere = [k for k in keys if k.rsplit(".", 1)[-1].upper() == leaf]  # the right name in another section
         return f"there is no key {key}{suggest(key, keys, 0.75, elsewhere)}"
     if reason.startswith("Type mismatch") and key in keys:
         if isinstance(keys[key], CfgNode):

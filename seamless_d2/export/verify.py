@@ -195,7 +195,7 @@ def align_rows(found: Outputs, expected: Outputs, tie: float) -> np.ndarray | No
     """
     if not np.array_equal(found["isthing"], expected["isthing"]):
         return None
-    if not (np.abs(found["score"] - expected["score"]) <= tie).all() and tie < np.inf:
+    if not (np.abs(found["score"] - expected["score"]) <= tie).all():
         return None
     free, chosen = np.ones(len(expected["score"]), bool), []
     table = (found[key] for key in ("isthing", "category", "score", "box"))
