@@ -1,4 +1,4 @@
-"""Work in several processes, of which any can be killed or end at once, and none waits for what another has left."""
+"""Work in several threads, or in several processes, of which any can be killed or end at once without harm."""
 
 import contextlib
 import multiprocessing
@@ -8,7 +8,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
@@ -27,6 +30,44 @@ _PATIENCE = (1.0, 1.0, 3.0)
 def available_cpus() -> int:
     """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_window(
+    submit: Callable[[Item], Any], get: Callable[[Any], Result], items: Iterable[Item], size: int
+) -> Iterator[Result]:
+    """Yield the results of items in order, of which at most ``size`` are worked on at a time.
+
+    Args:
+        submit: Begins the work on an item; returns a handle.
+        get: Waits for the result of a handle.
+        items: The items, which are taken as needed.
+        size: The number of items that are begun before the first result is waited for.
+    """
+    pending: deque[Any] = deque()
+    for item in items:
+        pending.append(submit(item))
+        if len(pending) >= size:
+            yield get(pending.popleft())
+    while pending:
+        yield get(pending.popleft())
+
+
+def map_threads(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:
+    """Yield ``work(item)`` of all items in order, for work that releases Python's global lock.
+
+    If the loop over it ends early, items that no thread has begun are dropped.
+
+    Args:
+        work: The function.
+        items: Its arguments.
+        workers: The number of threads; default one per available CPU.
+    """
+    workers = workers or available_cpus()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from in_window(partial(pool.submit, work), Future.result, items, 2 * workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class WorkerDied(Exception):

@@ -2,10 +2,8 @@
 
 import hashlib
 import re
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..io import read_id_image, read_image
-from ..parallel import available_cpus
+from ..parallel import map_threads
 from ..shard import Shard
 from ..structures.classes import Classes
 from ..structures.coco_json import (
@@ -145,29 +143,6 @@ def read_pairs(
     return FilePairs(ground_truth.categories, classes, pairs, gt_json, prediction_json, folders[1], folders[0], images)
 
 
-def _matches(
-    files: FilePairs, pairs: list[tuple[CocoAnnotation, CocoAnnotation]], rules: str, workers: int
-) -> Iterator[tuple[tuple[CocoAnnotation, CocoAnnotation], ImageMatch, np.ndarray]]:
-    """Yield pairs in order with the results of ``FilePairs.match``.
-
-    Threads do the work, because decoding and counting release Python's global lock.
-    """
-    pending: deque[tuple[Any, Future]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for pair in pairs:
-                pending.append((pair, pool.submit(files.match, pair, rules)))
-                if len(pending) > 2 * workers:
-                    done, future = pending.popleft()
-                    yield done, *future.result()
-            while pending:
-                done, future = pending.popleft()
-                yield done, *future.result()
-        finally:
-            for _, future in pending:
-                future.cancel()
-
-
 def accumulate(
     files: FilePairs, *, rules: str = "panopticapi", workers: int | None = None, shard: Shard | None = None
 ) -> DatasetStatistics:
@@ -184,8 +159,10 @@ def accumulate(
     """
     statistics = DatasetStatistics(len(files.categories))
     pairs = [pair for pair in files.pairs if shard is None or shard.takes(str(pair[0].image_id))]
-    matches: Iterable = _matches(files, pairs, rules, workers or available_cpus())
-    for (ground_truth, _), match, image in tqdm(matches, "evaluate", len(pairs), leave=False, unit="image"):
+    # Decoding and counting release Python's global lock.
+    matches = map_threads(partial(files.match, rules=rules), pairs, workers)
+    progress = tqdm(matches, "evaluate", len(pairs), leave=False, unit="image")
+    for (ground_truth, _), (match, image) in zip(pairs, progress, strict=True):
         statistics.add(match, ground_truth.image_id, image)
     return statistics
 

@@ -1,8 +1,6 @@
 """PQ of the predictions that a job on Ray has written, part by part, on this machine or in tasks of Ray."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..io import decode_rgb_png, read_id_image
-from ..parallel import available_cpus
+from ..parallel import in_window, map_threads
 from ..prediction.batch.coco_folder import find_images
 from ..prediction.batch.merge_parts import list_parts, read_part, read_settings
 from ..prediction.batch.ray_job import import_ray, start_ray
@@ -120,10 +118,7 @@ def _map(
 ) -> Iterator[Result]:
     """Yield the results of all parts, of which a few are worked on at a time."""
     if address is None:
-        with ThreadPoolExecutor(available_cpus()) as pool:
-            size = 2 * available_cpus()
-            submit = partial(pool.submit, work, ground_truth)
-            yield from _in_window(submit, lambda future: future.result(), parts, size)
+        yield from map_threads(partial(work, ground_truth), parts)
         return
     ray = import_ray()
     start_ray(ray, address)
@@ -136,7 +131,7 @@ def _map(
         return result
 
     size = 2 * int(ray.cluster_resources()["CPU"])
-    yield from _in_window(lambda part: task.remote(work, shared, part), get, parts, size)
+    yield from in_window(lambda part: task.remote(work, shared, part), get, parts, size)
 
 
 def _call(work: Callable[[_GroundTruth, str], Result], ground_truth: _GroundTruth, part: str) -> Result | UserError:
@@ -145,15 +140,3 @@ def _call(work: Callable[[_GroundTruth, str], Result], ground_truth: _GroundTrut
         return work(ground_truth, part)
     except UserError as error:
         return error
-
-
-def _in_window(
-    submit: Callable[[str], Any], get: Callable[[Any], Result], parts: Sequence[str], size: int
-) -> Iterator[Result]:
-    pending: deque[Any] = deque()
-    for part in parts:
-        pending.append(submit(part))
-        if len(pending) >= size:
-            yield get(pending.popleft())
-    while pending:
-        yield get(pending.popleft())

@@ -1,11 +1,14 @@
 #!/usr/bin/env python
 """Dry runs of the shipped configs on a CPU, with drawn streets in place of their data sets and random weights.
 
-    python tests/soak/dry_runs.py [CONFIG ...]
+    python tests/soak/dry_runs.py [CONFIG ...] [--opts KEY VALUE ...]
 
 The streets have the size and the number of classes of the data set. A config for 8 GPUs is run with the batch of one of
 them. Peak memory is that of the whole process, of which Python and its libraries take 0.8 GB. Exit code 1 if a config
-fails, or if one of the crops configs, which are for GPUs of 24 GB, needs more.
+fails, or if one of the crops configs, which are for GPUs of 24 GB, needs more. Large networks at full size take more
+memory and time than a small machine has; these settings are for one without bfloat16:
+
+    python tests/soak/dry_runs.py --opts INPUT.MAX_SIZE_TRAIN 1024 SOLVER.AMP.ENABLED False
 """
 
 import argparse
@@ -49,7 +52,7 @@ def write_data(folder: Path, size: tuple[int, int], things: int, stuff: int) -> 
     return ["streets", *(str(folder / name) for name in ("train", "panoptic_train", "classes.json"))]
 
 
-def dry_run(config: str, folder: Path) -> list[str]:
+def dry_run(config: str, folder: Path, overrides: list[str]) -> list[str]:
     """Return the row of one config; raise ``RuntimeError`` with what was printed if its dry run fails."""
     cfg = get_config(config)
     things = cfg.MODEL.ROI_HEADS.NUM_CLASSES
@@ -61,7 +64,7 @@ def dry_run(config: str, folder: Path) -> list[str]:
     command += ["DATASETS.PANOPTIC", str([entry]), "DATASETS.TRAIN", "('streets',)", "DATASETS.TEST", "('streets',)"]
     if "crops" not in config:
         command += ["SOLVER.REFERENCE_WORLD_SIZE", "8"]
-    finished = subprocess.run(command, capture_output=True, text=True)
+    finished = subprocess.run([*command, *overrides], capture_output=True, text=True)
     found = [re.search(pattern, finished.stdout) for pattern in LINES.values()]
     if finished.returncode or not all(found):
         raise RuntimeError(f"{config}: exit code {finished.returncode}\n{finished.stdout}\n{finished.stderr}")
@@ -71,6 +74,7 @@ def dry_run(config: str, folder: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", help="e.g. cityscapes/seamless_R_50_FPN; default all of both sets")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="settings of all dry runs")
     args = parser.parse_args()
     configs = args.configs or [
         f"{folder}/{path.stem}"
@@ -82,7 +86,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for config in configs:
             try:
-                rows.append(dry_run(config, Path(folder)))
+                rows.append(dry_run(config, Path(folder), args.opts))
             except RuntimeError as error:
                 failed += 1
                 print(error, file=sys.stderr, flush=True)
