@@ -82,6 +82,10 @@ def test_training_table_and_curves(data: Path, tmp_path: Path) -> None:
     assert set(found) == {"stock", "ours"}
     assert all(len(runs) == 1 and [step for step, _ in runs[0]["curve"]] == [1, 2] for runs in found.values())
     assert all(0 <= runs[0]["results"]["PQ"] <= 100 for runs in found.values())
+    for (run,) in found.values():
+        (first, pq), *others = run["thresholds"]
+        assert first == 0.5 and pq == run["results"]["PQ"] and [t for t, _ in others] == [0.7, 0.9]
+        assert all(0 <= value <= 100 for _, value in others)
     text = (tmp_path / "out" / "table.md").read_text()
     assert "2 iterations of batch 1 at 64 px" in text and text.count("\n| ") == 3
     assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
@@ -108,9 +112,13 @@ def test_settings_of_the_rows(data: Path, tmp_path: Path) -> None:
 
 
 def test_means_and_ranges() -> None:
-    runs = [{"results": {"PQ": pq, "PQ_th": 1.0, "PQ_st": 2.0, "SQ": 3.0, "RQ": 4.0}, "curve": []} for pq in (10, 12)]
+    others = {"PQ_th": 1.0, "PQ_st": 2.0, "SQ": 3.0, "RQ": 4.0}
+    runs = [
+        {"results": {"PQ": pq, **others}, "thresholds": [[0.5, pq], [0.7, pq + 1], [0.9, 5.0]], "curve": []}
+        for pq in (10, 12)
+    ]
     assert format_table({"ours": runs}).splitlines()[-1].split() == (
-        "| ours | 2 | 11.0 | 1.0 | 2.0 | 3.0 | 4.0 | 10.0 | 12.0 |".split()
+        "| ours | 2 | 11.0 | 1.0 | 2.0 | 3.0 | 4.0 | 10.0 | 12.0 | 12.0 | 5.0 |".split()
     )
 
 

@@ -24,6 +24,10 @@ from seamless_d2.structures.coco_json import PanopticJson, read_json_as
 
 from .models import stock_config_file
 
+#: The scores above which an instance enters the map: the first one in the evaluations of the training, the others when
+#: it has ended, because models differ in how high they score.
+THRESHOLDS = (0.5, 0.7, 0.9)
+_THRESHOLD_KEY = "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH"
 #: The metrics of the table: (key of evaluation, heading).
 METRICS = (("PQ", "PQ"), ("PQ_th", "things"), ("PQ_st", "stuff"), ("SQ", "SQ"), ("RQ", "RQ"))
 _CROPS = ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute"]
@@ -145,7 +149,7 @@ class Comparison:
             "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": self.rois,
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(categories),
             "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": round(4096 * (self.size / 1024) ** 2),
-            "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": 0.5,
+            _THRESHOLD_KEY: THRESHOLDS[0],
             "DATASETS.PANOPTIC": entries,
             "DATASETS.TRAIN": (entries[0][0],),
             "DATASETS.TEST": (entries[1][0],),
@@ -191,21 +195,35 @@ class Comparison:
         """Train and evaluate one row with one seed; return the PQ in percent and how it grew."""
         folder = self.output / f"{row.replace(' ', '_').replace(',', '')}_seed{seed}"
         finished, settings = folder / "accuracy.json", self.settings(row, seed, folder)
-        if finished.is_file():
-            content = read_json(finished, "results")
-            if content["settings"] != settings:
-                raise UserError(f"{folder} holds a training with other settings; choose another --output")
+        content = read_json(finished, "results") if finished.is_file() else {}
+        if content.get("settings", settings) != settings:
+            raise UserError(f"{folder} holds a training with other settings; choose another --output")
+        if "thresholds" in content:  # earlier versions wrote none
             return content
-        file = stock_config_file() if row == "stock" else config_file("facade/seamless_R_50_FPN.yaml")
-        args = build_parser().parse_args(["--config-file", str(file), "--resume", *settings])
-        results = run(args).get("panoptic_seg")
-        if results is None:
-            raise UserError("stopped by a signal; the same command goes on from the last checkpoint")
+        results = [_run(row, ["--resume", *settings])]
+        final = [*settings, "MODEL.WEIGHTS", str(folder / "model_final.pth")]
+        for threshold in THRESHOLDS[1:]:
+            output = str(folder / f"threshold_{threshold}")
+            results.append(_run(row, ["--eval-only", *final, _THRESHOLD_KEY, str(threshold), "OUTPUT_DIR", output]))
         evaluations = read_evaluations(folder / EVALUATIONS)
         curve = [[step, values["panoptic_seg/PQ"]] for step, values in sorted(evaluations.items())]
-        content = {"settings": settings, "results": {key: results[key] for key, _ in METRICS}, "curve": curve}
+        content = {
+            "settings": settings,
+            "results": {key: results[0][key] for key, _ in METRICS},
+            "thresholds": [[t, found["PQ"]] for t, found in zip(THRESHOLDS, results, strict=True)],
+            "curve": curve,
+        }
         write_json(finished, content, indent=2)
         return content
+
+
+def _run(row: str, arguments: list[str]) -> dict[str, float]:
+    """Train or evaluate the model of a row as ``tools/train_net.py`` does; return the metrics of its panoptic maps."""
+    file = stock_config_file() if row == "stock" else config_file("facade/seamless_R_50_FPN.yaml")
+    results = run(build_parser().parse_args(["--config-file", str(file), *arguments])).get("panoptic_seg")
+    if results is None:
+        raise UserError("stopped by a signal; the same command goes on from the last checkpoint")
+    return results
 
 
 def benchmark_accuracy(comparison: Comparison, jobs: int = 1) -> dict[str, Any]:
@@ -241,13 +259,15 @@ def benchmark_accuracy(comparison: Comparison, jobs: int = 1) -> dict[str, Any]:
 
 
 def format_table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """A table of the means over the seeds, and the lowest and highest PQ."""
+    """A table of the means over the seeds: all metrics with their spread at the first threshold, PQ at the others."""
     rows = []
     for row, runs in found.items():
         values = {key: [run["results"][key] for run in runs] for key, _ in METRICS}
         means = [f"{statistics.mean(values[key]):.1f}" for key, _ in METRICS]
-        rows.append([row, len(runs), *means, f"{min(values['PQ']):.1f}", f"{max(values['PQ']):.1f}"])
+        others = [f"{statistics.mean(run['thresholds'][i][1] for run in runs):.1f}" for i in range(1, len(THRESHOLDS))]
+        rows.append([row, len(runs), *means, f"{min(values['PQ']):.1f}", f"{max(values['PQ']):.1f}", *others])
     header = ["", "seeds", *(heading for _, heading in METRICS), "lowest PQ", "highest PQ"]
+    header += [f"PQ from score {threshold}" for threshold in THRESHOLDS[1:]]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
