@@ -42,6 +42,9 @@ ROWS: dict[str, list[str]] = {
     "loss over all pixels": ["MODEL.SEM_SEG_HEAD.LOSS_TOP_K", "1.0"],
     "Detectron2's semantic head": ["MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead"],
     "L1 box losses": ["MODEL.RPN.SMOOTH_L1_BETA", "0.0", "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", "0.0"],
+    "group normalization": [
+        x for part in ("FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD") for x in (f"MODEL.{part}.NORM", "GN")
+    ],
     "pooling window 16": ["MODEL.SEM_SEG_HEAD.POOLING_SIZE", "[16, 16]"],
     "crops": _CROPS,
     "crops, crop-aware box loss": [*_CROPS, *_CROP_AWARE],
