@@ -94,6 +94,11 @@ def test_training_table_and_curves(data: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "out" / "ours_seed0" / "model_final.pth"
     before = checkpoint.stat().st_mtime_ns
     assert benchmark_accuracy(comparison) == found and checkpoint.stat().st_mtime_ns == before
+    # Interrupted after the training, in the evaluations: these are done, and the training is not repeated.
+    (tmp_path / "out" / "ours_seed0" / "accuracy.json").unlink()
+    assert benchmark_accuracy(comparison) == found
+    evaluations = json.loads((tmp_path / "out" / "ours_seed0" / "evaluations.json").read_text())
+    assert sorted(map(int, evaluations)) == [1, 2]
     with pytest.raises(UserError, match="stock_seed0 holds a training with other settings"):
         benchmark_accuracy(Comparison(data, "", tmp_path / "out", "cpu", **{**settings, "batch": 2}))
 
