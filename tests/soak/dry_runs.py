@@ -22,6 +22,7 @@ from tabulate import tabulate
 
 from seamless_d2.config import config_file, get_config
 from seamless_d2.data.toy_streets import write_toy_streets
+from seamless_d2.errors import run_tool
 from seamless_d2.io import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,4 +98,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(lambda: sys.exit(main()))
