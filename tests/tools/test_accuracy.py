@@ -101,6 +101,11 @@ def test_training_table_and_curves(data: Path, tmp_path: Path) -> None:
     assert sorted(map(int, evaluations)) == [1, 2]
     with pytest.raises(UserError, match="stock_seed0 holds a training with other settings"):
         benchmark_accuracy(Comparison(data, "", tmp_path / "out", "cpu", **{**settings, "batch": 2}))
+    # The same settings of a facade config that was changed since.
+    finished = tmp_path / "out" / "ours_seed0" / "accuracy.json"
+    finished.write_text(finished.read_text().replace("NORM: Affine", "NORM: GN"))
+    with pytest.raises(UserError, match="ours_seed0 holds a training with other settings"):
+        benchmark_accuracy(comparison)
 
 
 def test_settings_of_the_rows(data: Path, tmp_path: Path) -> None:

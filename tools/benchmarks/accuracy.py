@@ -14,7 +14,7 @@ from detectron2.modeling.meta_arch import PanopticFPN
 from tabulate import tabulate
 from torch import Tensor
 
-from seamless_d2.config import config_file
+from seamless_d2.config import config_file, load_config
 from seamless_d2.engine.main import run
 from seamless_d2.engine.records import EVALUATIONS, read_evaluations
 from seamless_d2.engine.setup import build_parser
@@ -198,10 +198,11 @@ class Comparison:
         """Train and evaluate one row with one seed; return the PQ in percent and how it grew."""
         folder = self.output / f"{row.replace(' ', '_').replace(',', '')}_seed{seed}"
         finished, settings = folder / "accuracy.json", self.settings(row, seed, folder)
-        content = read_json(finished, "results") if finished.is_file() else {}
-        if content.get("settings", settings) != settings:
-            raise UserError(f"{folder} holds a training with other settings; choose another --output")
-        if "thresholds" in content:  # earlier versions wrote none
+        config = load_config(_file(row), settings).dump()
+        if finished.is_file():
+            content = read_json(finished, "results")
+            if content.get("config") != config:
+                raise UserError(f"{folder} holds a training with other settings; choose another --output")
             return content
         results = [_run(row, ["--resume", *settings])]
         final = [*settings, "MODEL.WEIGHTS", str(folder / "model_final.pth")]
@@ -211,7 +212,7 @@ class Comparison:
         evaluations = read_evaluations(folder / EVALUATIONS)
         curve = [[step, values["panoptic_seg/PQ"]] for step, values in sorted(evaluations.items())]
         content = {
-            "settings": settings,
+            "config": config,
             "results": {key: results[0][key] for key, _ in METRICS},
             "thresholds": [[t, found["PQ"]] for t, found in zip(THRESHOLDS, results, strict=True)],
             "curve": curve,
@@ -220,10 +221,14 @@ class Comparison:
         return content
 
 
+def _file(row: str) -> Path:
+    """The config that the settings of a row change."""
+    return stock_config_file() if row == "stock" else config_file("facade/seamless_R_50_FPN.yaml")
+
+
 def _run(row: str, arguments: list[str]) -> dict[str, float]:
     """Train or evaluate the model of a row as ``tools/train_net.py`` does; return the metrics of its panoptic maps."""
-    file = stock_config_file() if row == "stock" else config_file("facade/seamless_R_50_FPN.yaml")
-    results = run(build_parser().parse_args(["--config-file", str(file), *arguments])).get("panoptic_seg")
+    results = run(build_parser().parse_args(["--config-file", str(_file(row)), *arguments])).get("panoptic_seg")
     if results is None:
         raise UserError("stopped by a signal; the same command goes on from the last checkpoint")
     return results
