@@ -23,8 +23,8 @@ from ..structures.classes import Classes
 from .graph import ExportForm
 from .onnx_file import check_packages, quiet, write_onnx, write_openvino
 from .quantize import find_images, write_quantized
-from .session import ENGINES, METADATA_KEY, ExportedModel, Metadata
-from .verify import TOLERANCES, Difference, make_examples, verify
+from .session import ENGINES, METADATA_KEY, Metadata
+from .verify import TOLERANCES, Difference, make_examples, open_written, verify
 
 logger = logging.getLogger(__name__)
 #: The suffix of each format.
@@ -127,7 +127,7 @@ def export_model(cfg: CfgNode, output: str | Path, options: ExportOptions) -> di
                 difference
                 for engine in ENGINES[path.suffix]
                 if importlib.util.find_spec(engine)
-                for difference in verify(ExportedModel(path, engine), examples, TOLERANCES[name])
+                for difference in verify(open_written(path, engine), examples, TOLERANCES[name])
             ]
             for suffix in (".bin", target.suffix):  # the weights of an .xml before it
                 if path.with_suffix(suffix).exists():

@@ -173,6 +173,11 @@ def choose_engine(path: Path, engine: str | None) -> str:
     return engine
 
 
+def summarize(error: Exception) -> str:
+    """Return the text of an engine's error, which often has several lines, as at most 300 characters of one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def _import(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
@@ -191,7 +196,7 @@ def _load_onnxruntime(path: Path, amp: bool) -> tuple[str, Run, str]:
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its classes are private
-        raise UserError(f"{path} cannot be read by ONNX Runtime: {error}") from None
+        raise UserError(f"{path} cannot be read by ONNX Runtime: {summarize(error)}") from None
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
     return text, lambda image: session.run(list(OUTPUTS), {"image": image}), "float32"
 
@@ -207,7 +212,7 @@ def _load_openvino(path: Path, amp: bool) -> tuple[str, Run, str]:
         model = core.read_model(str(path))
         request = core.compile_model(model, "CPU", settings).create_infer_request()
     except RuntimeError as error:
-        raise UserError(f"{path} cannot be read by OpenVINO: {error}") from None
+        raise UserError(f"{path} cannot be read by OpenVINO: {summarize(error)}") from None
     text = ""
     for keys in ([METADATA_KEY], ["framework", METADATA_KEY]):  # the second for files with suffix .onnx
         if model.has_rt_info(keys):
@@ -227,7 +232,7 @@ def _load_torch(path: Path, amp: bool) -> tuple[str, Run, str]:
     try:
         module = torch.export.load(str(path), extra_files=extra).module()
     except Exception as error:  # the archive's reader raises many kinds
-        raise UserError(f"{path} cannot be read by torch.export: {error}") from None
+        raise UserError(f"{path} cannot be read by torch.export: {summarize(error)}") from None
 
     def run(image: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():

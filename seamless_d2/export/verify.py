@@ -1,6 +1,7 @@
 """Whether an exported file predicts what the model predicts."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ import torch
 from ..data.toy_streets import generate_scene
 from ..errors import UserError
 from .graph import ExportForm
-from .session import OUTPUTS, ExportedModel, Metadata
+from .session import OUTPUTS, ExportedModel, Metadata, summarize
 
 Outputs = dict[str, np.ndarray]
 # (height, width): several, an odd one, one of another orientation; the least size is added.
@@ -22,12 +23,10 @@ class Example:
     """An image, and what the model itself predicts for it.
 
     Attributes:
-        name: What it stands for.
         image: (3, H, W) uint8 RGB.
         expected: The outputs of ``ExportForm``.
     """
 
-    name: str
     image: np.ndarray
     expected: Outputs
 
@@ -65,7 +64,7 @@ class Difference:
 
     Attributes:
         engine: What ran the file.
-        example: The example's name, with its size and numbers of segments.
+        example: The size of the image and the numbers of its segments.
         pixels: The share of pixels that differ, 0..1.
         score, box: The largest difference of a score, and of a box in pixels; None if the tables have other rows.
     """
@@ -78,7 +77,7 @@ class Difference:
 
     def __str__(self) -> str:
         table = "other segments" if self.score is None else f"scores {self.score:.1e}, boxes {self.box:.1e} px"
-        return f"{self.engine:12} {self.example:45} pixels {100 * self.pixels:.4f} %, {table}"
+        return f"{self.engine:12} {self.example:38} pixels {100 * self.pixels:.4f} %, {table}"
 
 
 def make_examples(form: ExportForm, metadata: Metadata) -> list[Example]:
@@ -86,7 +85,7 @@ def make_examples(form: ExportForm, metadata: Metadata) -> list[Example]:
     low, high = metadata.min_size, metadata.max_size
     sizes = [(low, low), *_SIZES]
     sizes = [tuple(int(np.clip(side, low, most)) for side, most in zip(size, high, strict=True)) for size in sizes]
-    examples = [run_example(form, "street", draw_street(k, *size)) for k, size in enumerate(sizes)]
+    examples = [run_example(form, draw_street(k, *size)) for k, size in enumerate(sizes)]
     for k in range(_CANDIDATES):
         counts = [int(example.expected["isthing"].sum()) for example in examples]
         missing = [count for count in (0, 1) if count not in counts]
@@ -95,7 +94,7 @@ def make_examples(form: ExportForm, metadata: Metadata) -> list[Example]:
         image = draw_street(100 + k, *sizes[1])
         if 0 in missing and k % 2 == 0:
             image = np.full_like(image, 10 * k)
-        example = run_example(form, "street", image)
+        example = run_example(form, image)
         if example.expected["isthing"].sum() in missing:
             examples.append(example)
     return examples
@@ -107,11 +106,23 @@ def draw_street(seed: int, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(scene[:height, :width].transpose(2, 0, 1))
 
 
-def run_example(form: ExportForm, name: str, image: np.ndarray) -> Example:
+def run_example(form: ExportForm, image: np.ndarray) -> Example:
     """Return the example of a (3, H, W) uint8 RGB image, with what the model predicts for it."""
     with torch.no_grad():
         outputs = form(torch.from_numpy(image))
-    return Example(name, image, {name: output.numpy() for name, output in zip(OUTPUTS, outputs, strict=True)})
+    return Example(image, {name: output.numpy() for name, output in zip(OUTPUTS, outputs, strict=True)})
+
+
+def open_written(path: Path, engine: str) -> ExportedModel:
+    """Return the model of a file that was just written.
+
+    Raises:
+        UserError: The engine cannot read it.
+    """
+    try:
+        return ExportedModel(path, engine)
+    except UserError as error:
+        raise _refusal(path, str(error).replace(str(path), path.name)) from None
 
 
 def verify(model: ExportedModel, examples: list[Example], tolerance: Tolerance) -> list[Difference]:
@@ -124,15 +135,14 @@ def verify(model: ExportedModel, examples: list[Example], tolerance: Tolerance) 
     for example in examples:
         height, width = example.image.shape[1:]
         things, stuff = (int((example.expected["isthing"] == kind).sum()) for kind in (True, False))
-        name = f"{example.name} {height}x{width}, {things} things, {stuff} stuff"
+        name = f"{height}x{width}, {things} things, {stuff} stuff"
         try:
             found = model.run_raw(example.image)
         except Exception as error:  # the engines' own kinds, whose texts have several lines
-            text = " ".join(str(error).split())[:300] or type(error).__name__
-            raise _refusal(model, f"{model.engine:12} {name} fails: {text}") from None
+            raise _refusal(model.path, f"{model.engine:12} {name} fails: {summarize(error)}") from None
         reason = _find_misfit(found, example.expected, tolerance)
         if reason:
-            raise _refusal(model, f"{model.engine:12} {name} has {reason}")
+            raise _refusal(model.path, f"{model.engine:12} {name} has {reason}")
         difference = _compare(model.engine, name, found, example.expected, tolerance)
         differences.append(difference)
         is_equal = difference.pixels <= np.ceil(tolerance.pixels * height * width) / (height * width)
@@ -141,14 +151,13 @@ def verify(model: ExportedModel, examples: list[Example], tolerance: Tolerance) 
             is_equal = is_equal and difference.score is not None and difference.score <= tolerance.score
             is_equal = is_equal and difference.box <= limit
         if not is_equal:
-            raise _refusal(model, str(difference))
+            raise _refusal(model.path, str(difference))
     return differences
 
 
-def _refusal(model: ExportedModel, reason: str) -> UserError:
+def _refusal(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{model.path.name} does not predict what the model predicts, so that it was removed: {reason}; choose another "
-        "format"
+        f"{path.name} does not predict what the model predicts, so that it was removed: {reason}; choose another format"
     )
 
 

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from seamless_d2.errors import UserError
-from seamless_d2.export.verify import TOLERANCES, Difference, Example, Outputs, Tolerance, align_rows, verify
+from seamless_d2.export.verify import (
+    TOLERANCES,
+    Difference,
+    Example,
+    Outputs,
+    Tolerance,
+    align_rows,
+    open_written,
+    verify,
+)
 
 # Two cars, a person and a road: rows 0 to 3, ids 1 to 4.
 MAP = np.array([[1, 1, 2, 2], [3, 3, 4, 4], [0, 4, 4, 4]], np.int32)
@@ -42,7 +51,7 @@ def swap(outputs: Outputs, a: int, b: int) -> Outputs:
 
 def run(found: Outputs, expected: Outputs, tolerance: Tolerance = TOLERANCES["onnx"]) -> Difference:
     model = SimpleNamespace(engine="onnxruntime", path=Path("model.onnx"), run_raw=lambda image: found)
-    example = Example("street", np.zeros((3, *expected["panoptic"].shape), np.uint8), expected)
+    example = Example(np.zeros((3, *expected["panoptic"].shape), np.uint8), expected)
     (difference,) = verify(model, [example], tolerance)
     return difference
 
@@ -55,7 +64,7 @@ def refuse(found: Outputs, expected: Outputs, words: str, tolerance: Tolerance =
 def test_equal() -> None:
     difference = run(make_outputs(), make_outputs(), TOLERANCES["pt2"])
     assert (difference.pixels, difference.score, difference.box) == (0, 0, 0)
-    assert str(difference).startswith("onnxruntime  street 3x4, 3 things, 1 stuff")
+    assert str(difference).startswith("onnxruntime  3x4, 3 things, 1 stuff")
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 1), (1, 2)])  # of one class, and of two
@@ -121,9 +130,19 @@ def test_an_engine_that_fails(error: Exception, words: str) -> None:
         raise error
 
     model = SimpleNamespace(engine="onnxruntime", path=Path("model.onnx"), run_raw=fail)
-    example = Example("street", np.zeros((3, 3, 4), np.uint8), make_outputs())
-    with pytest.raises(UserError, match=f"street 3x4, 3 things, 1 stuff fails: .*{words}; choose"):
+    example = Example(np.zeros((3, 3, 4), np.uint8), make_outputs())
+    with pytest.raises(UserError, match=f" 3x4, 3 things, 1 stuff fails: .*{words}; choose"):
         verify(model, [example], TOLERANCES["int8"])
+
+
+def test_a_file_that_cannot_be_read_is_named_without_its_temporary_folder(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no model\n")
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(
+        UserError, match="^model.onnx does not predict .* removed: model.onnx cannot be read by ONNX Ru"
+    ):
+        open_written(path, "onnxruntime")
 
 
 def test_other_rows() -> None:

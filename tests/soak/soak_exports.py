@@ -94,7 +94,7 @@ def export_one(config: str, overrides: list[str], folder: Path, weights: str, la
     written = export_model(cfg, folder / "model.onnx", ExportOptions(FORMATS))
     if large:
         form = ExportForm(prepare_for_inference(model), cfg.INPUT.FORMAT)
-        examples = [run_example(form, "street", draw_street(0, 1024, 2048))]
+        examples = [run_example(form, draw_street(0, 1024, 2048))]
         for name, (path, differences) in zip(FORMATS, written.items(), strict=True):
             for engine in ENGINES[path.suffix]:
                 differences += verify(ExportedModel(path, engine), examples, TOLERANCES[name])
