@@ -44,9 +44,15 @@ def check_name(name: str) -> None:
         )
 
 
+def has_weights(name: str) -> bool:
+    """Return whether there are weights of the model ``name`` to download."""
+    description = import_timm().models.get_pretrained_cfg(name)
+    return description is not None and bool(description.has_weights)
+
+
 def adopt_description(cfg: CfgNode) -> None:
-    """Set what ``cfg`` leaves open by timm's description of MODEL.TIMM.NAME: MODEL.PIXEL_MEAN, PIXEL_STD, and
-    INPUT.INTERPOLATION. Other backbones get bilinear resizing.
+    """Set what ``cfg`` leaves open by timm's description of MODEL.TIMM.NAME: MODEL.PIXEL_MEAN with PIXEL_STD, unless
+    one of them is not that of ImageNet, and INPUT.INTERPOLATION. Other backbones get bilinear resizing.
 
     Raises:
         UserError: timm is missing, or has no such model.
@@ -56,9 +62,11 @@ def adopt_description(cfg: CfgNode) -> None:
         return
     check_name(cfg.MODEL.TIMM.NAME)
     description = import_timm().models.get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
-    for key, value in (("PIXEL_MEAN", description.mean), ("PIXEL_STD", description.std)):
-        if list(cfg.MODEL[key]) in _UNSAID[key]:
+    if description is not None and all(list(cfg.MODEL[key]) in values for key, values in _UNSAID.items()):
+        for key, value in (("PIXEL_MEAN", description.mean), ("PIXEL_STD", description.std)):
             values = [round(255 * float(v), 6) for v in value]
             cfg.MODEL[key] = values[::-1] if cfg.INPUT.FORMAT == "BGR" else values
     if not cfg.INPUT.INTERPOLATION:
-        cfg.INPUT.INTERPOLATION = "bicubic" if description.interpolation == "bicubic" else "bilinear"
+        cfg.INPUT.INTERPOLATION = (
+            "bicubic" if description is not None and description.interpolation == "bicubic" else "bilinear"
+        )

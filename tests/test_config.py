@@ -40,6 +40,27 @@ def test_paper_recipes() -> None:
         assert cfg.SOLVER.IMS_PER_BATCH == 8 and cfg.SOLVER.BASE_LR == 0.01
 
 
+CITYSCAPES = """
+road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person,
+rider, car, truck, bus, train, motorcycle, bicycle"""
+# Mapillary Vistas 1.2.
+VISTAS = """
+Bird, Ground Animal, Curb, Fence, Guard Rail, Barrier, Wall, Bike Lane, Crosswalk - Plain, Curb Cut, Parking,
+Pedestrian Area, Rail Track, Road, Service Lane, Sidewalk, Bridge, Building, Tunnel, Person, Bicyclist,
+Motorcyclist, Other Rider, Lane Marking - Crosswalk, Lane Marking - General, Mountain, Sand, Sky, Snow, Terrain,
+Vegetation, Water, Banner, Bench, Bike Rack, Billboard, Catch Basin, CCTV Camera, Fire Hydrant, Junction Box,
+Mailbox, Manhole, Phone Booth, Pothole, Street Light, Pole, Traffic Sign Frame, Utility Pole, Traffic Light,
+Traffic Sign (Back), Traffic Sign (Front), Trash Can, Bicycle, Boat, Bus, Car, Caravan, Motorcycle, On Rails,
+Other Vehicle, Trailer, Truck, Wheeled Slow, Car Mount, Ego Vehicle"""
+
+
+def test_class_map_from_vistas_to_cityscapes() -> None:
+    city, vistas = (" ".join(text.split()).split(", ") for text in (CITYSCAPES, VISTAS))
+    assert (len(city), len(vistas)) == (19, 65)
+    ours, theirs = zip(*get_config("cityscapes/seamless_R_50_FPN_from_vistas").MODEL.INIT_CLASS_MAP, strict=True)
+    assert sorted(ours) == sorted(city) and set(theirs) <= set(vistas) and len(set(theirs)) == 19
+
+
 def test_keys_are_added_to_detectron2s() -> None:
     cfg = get_cfg()
     add_seamless_config(cfg)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..io import atomic_write
-from .tensor_files import load_file
+from ..tensor_files import load_file
 
 # The names of numbered checkpoints.
 _NUMBERED = re.compile(r"model_\d+\.pth")
+
+# What the names of the weights of the network under a feature pyramid begin with.
+_NETWORKS = ("backbone.bottom_up.", "backbone.net.")
 
 
 class SeamlessCheckpointer(DetectionCheckpointer):
@@ -126,8 +130,6 @@ class SeamlessCheckpointer(DetectionCheckpointer):
         complete, self.complete, self._content = self.complete, True, content
         try:
             return self.load(file)
-        except UserError as error:
-            raise UserError(f"{file}: {error}") from None
         finally:
             self.complete, self._content = complete, None
 
@@ -148,6 +150,8 @@ class SeamlessCheckpointer(DetectionCheckpointer):
             )
         try:
             return super().load(path, *args, **kwargs)
+        except UserError as error:
+            raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
         except OSError as error:
             if "://" not in path:
                 raise
@@ -168,16 +172,10 @@ class SeamlessCheckpointer(DetectionCheckpointer):
         wanted = {k for k in self.model.state_dict() if not k.endswith("num_batches_tracked")}
         state = checkpoint["model"]
         incompatible = super()._load_model(checkpoint)
-        undefined = [k for k, v in state.items() if not torch.isfinite(v).all()]
-        if undefined:
-            raise UserError(
-                f"{len(undefined)} weights of the checkpoint are NaN or infinite ({', '.join(undefined[:4])}, ...), as "
-                "after a training that has diverged; use an earlier one"
-            )
+        check_finite(state)
         missing = {k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")}
         shapes = [entry[0] for entry in incompatible.incorrect_shapes]
-        if len(missing) + len(shapes) >= len(wanted):
-            raise UserError("the checkpoint shares no weight with this model; it belongs to another architecture")
+        check_shared(self.model, wanted - missing - set(shapes))
         if self.complete and (missing or shapes):
             names = ", ".join([*shapes, *sorted(missing)][:4])
             raise UserError(
@@ -199,11 +197,33 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     if not str(path):
         raise UserError("no weights given; set MODEL.WEIGHTS (or --weights) to a trained checkpoint")
-    checkpointer = SeamlessCheckpointer(model, complete=True)
-    try:
-        checkpointer.load(str(path))
-    except UserError as error:
-        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    SeamlessCheckpointer(model, complete=True).load(str(path))
+
+
+def check_finite(state: dict[str, Tensor]) -> None:
+    """Raise ``UserError`` if weights are NaN or infinite."""
+    undefined = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if undefined:
+        raise UserError(
+            f"{len(undefined)} weights of the checkpoint are NaN or infinite ({', '.join(undefined[:4])}, ...), as "
+            "after a training that has diverged; use an earlier one"
+        )
+
+
+def check_shared(model: nn.Module, names: Collection[str]) -> None:
+    """Raise ``UserError`` if a checkpoint gave a model no weight, or none of the network under its feature pyramid.
+
+    Args:
+        model: The model.
+        names: The names of the weights that the checkpoint gave.
+    """
+    lacks_network = any(name.startswith(_NETWORKS) for name in model.state_dict())
+    lacks_network = lacks_network and not any(name.startswith(_NETWORKS) for name in names)
+    if not names or lacks_network:
+        raise UserError(
+            f"the checkpoint shares no weight with this {'backbone' if names else 'model'}; it belongs to another "
+            "architecture: use the config of that model as the base of yours, or another checkpoint"
+        )
 
 
 def write_checkpoint(state: dict[str, Tensor], output: str | Path, author: str) -> None:

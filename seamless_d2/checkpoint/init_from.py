@@ -2,9 +2,11 @@
 
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
@@ -13,16 +15,25 @@ from ..config import list_keys, load_config_text
 from ..errors import UserError, suggest
 from ..io import read_text
 from ..structures.classes import Classes
-from .tensor_files import load_file
+from ..tensor_files import load_file
+from .checkpointer import check_finite, check_shared
 
-# Layers whose outputs belong to classes: all classes, things and the background, things.
-_SEMANTIC = re.compile(r"sem_seg_head\.predictor\.(weight|bias)")
-_BOX_CLASSES = re.compile(r"roi_heads\.box_predictor\.(\d+\.)?cls_score\.(weight|bias)")
-_PER_THING = re.compile(
-    r"roi_heads\.(box_predictor\.(\d+\.)?(?P<deltas>bbox_pred)|mask_head\.predictor)\.(weight|bias)"
-)
+# Layers whose outputs belong to classes, by what these are.
+_BY_CLASS = {
+    "classes": re.compile(r"sem_seg_head\.predictor\.(weight|bias)"),
+    "scores": re.compile(r"roi_heads\.box_predictor\.(\d+\.)?cls_score\.(weight|bias)"),
+    "deltas": re.compile(r"roi_heads\.box_predictor\.(\d+\.)?bbox_pred\.(weight|bias)"),
+    "masks": re.compile(r"roi_heads\.mask_head\.predictor\.(weight|bias)"),
+}
 # Settings that the weights were trained with, and that are to stay as they are.
-_ALIKE = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1")
+_ALIKE = (
+    *("INPUT.FORMAT", "INPUT.INTERPOLATION", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1"),
+    *("MODEL.SEAMLESS.ACTIVATION", "MODEL.SEAMLESS.ACTIVATION_SLOPE"),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
+    *("MODEL.RPN.BBOX_REG_WEIGHTS", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"),
+    *(f"MODEL.{part}.NORM" for part in ("RESNETS", "TIMM", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")),
+    "MODEL.SEM_SEG_HEAD.NORM",
+)
 
 
 @dataclass
@@ -30,7 +41,7 @@ class Transfer:
     """What became of the weights of a model.
 
     Attributes:
-        copied: The names of weights that were copied as they are.
+        copied: The names of weights that were copied, of layers with outputs per class at least one row.
         matched: The new classes whose rows were copied, each with the class that they come from.
         new_classes: The classes whose rows keep their initial values.
         new: The names of weights that keep their initial values.
@@ -64,21 +75,19 @@ def init_from(model: nn.Module, cfg: CfgNode) -> Transfer:
             "from the other model"
         )
     content = load_file(path, "checkpoint of MODEL.INIT_FROM")
-    state = content.get("model", content)
+    values = content.get("model", content).items()
+    state = {name: torch.as_tensor(value) for name, value in values if isinstance(value, (Tensor, np.ndarray))}
     their_cfg = _find_config(path, content)
     theirs, ours = Classes.from_config(their_cfg), Classes.from_config(cfg)
     if theirs is None or ours is None:
         raise UserError(f"the names of the classes of {path if theirs is None else 'the data set'} are not known")
-    transfer = _copy(model, state, ours, theirs, _match(ours, theirs, cfg.MODEL.INIT_CLASS_MAP, path))
-    networks = ("backbone.bottom_up.", "backbone.net.")
-    weights = [name for name in transfer.copied if not name.endswith("num_batches_tracked")]
-    of_network = [name for name in weights if name.startswith(networks)]
-    has_network = any(name.startswith(networks) for name in model.state_dict())
-    if not weights or (has_network and not of_network):
-        raise UserError(
-            f"{path} shares no weight with this {'backbone' if weights else 'model'}; it belongs to another "
-            "architecture: use the config of that model as the base of yours"
-        )
+    labels = _match(ours, theirs, cfg.MODEL.INIT_CLASS_MAP, path)
+    try:
+        check_finite(state)
+        transfer = _copy(model, state, labels, (ours, cfg), (theirs, their_cfg))
+        check_shared(model, [name for name in transfer.copied if not name.endswith("num_batches_tracked")])
+    except UserError as error:
+        raise UserError(f"MODEL.INIT_FROM {path}: {error}") from None
     _report(transfer, cfg, their_cfg, path)
     return transfer
 
@@ -103,6 +112,8 @@ def _match(ours: Classes, theirs: Classes, class_map: list, path: Path) -> dict[
     for entry in class_map:
         if not isinstance(entry, (list, tuple)) or len(entry) != 2:
             raise UserError(f"MODEL.INIT_CLASS_MAP has {entry!r}; its entries are [new class, class of INIT_FROM]")
+        if str(entry[0]) in pairs:
+            raise UserError(f"MODEL.INIT_CLASS_MAP has {entry[0]!r} twice; give each class one entry")
         pairs[str(entry[0])] = str(entry[1])
     for names, known, where in ((pairs, ours, "the data set"), (pairs.values(), theirs, str(path))):
         for name in names:
@@ -115,41 +126,64 @@ def _match(ours: Classes, theirs: Classes, class_map: list, path: Path) -> dict[
     return {ours.names.index(name): theirs.names.index(source) for name, source in sources.items() if source}
 
 
+def _count_outputs(classes: Classes, cfg: CfgNode) -> dict[str, int]:
+    """Return the outputs of each kind of ``_BY_CLASS``; class-agnostic layers have those of one class."""
+    boxes = 1 if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG else classes.num_things
+    masks = 1 if cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else classes.num_things
+    return {
+        "classes": len(classes.names),
+        "scores": classes.num_things + 1,  # the background comes last
+        "deltas": 4 * boxes,
+        "masks": masks,
+    }
+
+
 @torch.no_grad()
 def _copy(
-    model: nn.Module, state: dict[str, Tensor], ours: Classes, theirs: Classes, labels: dict[int, int]
+    model: nn.Module,
+    state: dict[str, Tensor],
+    labels: dict[int, int],
+    ours: tuple[Classes, CfgNode],
+    theirs: tuple[Classes, CfgNode],
 ) -> Transfer:
-    transfer = Transfer(matched={ours.names[a]: theirs.names[b] for a, b in labels.items()})
-    transfer.new_classes = [name for name in ours.names if name not in transfer.matched]
+    (our_classes, our_cfg), (their_classes, their_cfg) = ours, theirs
+    names = our_classes.names
+    transfer = Transfer(matched={names[a]: their_classes.names[b] for a, b in labels.items()})
+    transfer.new_classes = [name for name in names if name not in transfer.matched]
     # A class that was stuff there and is a thing here has rows in the semantic head alone.
-    things = [
-        (a - ours.num_stuff, b - theirs.num_stuff)
-        for a, b in labels.items()
-        if a >= ours.num_stuff and b >= theirs.num_stuff
-    ]
-    background = (ours.num_things, theirs.num_things)
+    things = [(a - our_classes.num_stuff, b - their_classes.num_stuff) for a, b in labels.items()]
+    things = [(a, b) for a, b in things if a >= 0 and b >= 0]
+    rows = {
+        "classes": list(labels.items()),
+        "scores": [*things, (our_classes.num_things, their_classes.num_things)],
+        "deltas": [(4 * a + k, 4 * b + k) for a, b in things for k in range(4)],
+        "masks": things,
+    }
+    for kind, part, key in (
+        ("deltas", "ROI_BOX_HEAD", "CLS_AGNOSTIC_BBOX_REG"),
+        ("masks", "ROI_MASK_HEAD", "CLS_AGNOSTIC_MASK"),
+    ):
+        agnostic = [cfg.MODEL[part][key] for cfg in (our_cfg, their_cfg)]
+        if any(agnostic):
+            rows[kind] = [(k, k) for k in range(4 if kind == "deltas" else 1)] if all(agnostic) else []
+    outputs = _count_outputs(their_classes, their_cfg)
     for name, value in model.state_dict().items():
-        if name not in state:
+        source = state.get(name)
+        kind = next((kind for kind, pattern in _BY_CLASS.items() if pattern.fullmatch(name)), "")
+        if source is not None and kind and len(source) != outputs[kind]:
+            raise UserError(
+                f"{name} has {len(source)} outputs, but {outputs[kind]} by its config, which names "
+                f"{len(their_classes.names)} classes; put the config beside it that it was trained with"
+            )
+        if source is None or source.shape[bool(kind) :] != value.shape[bool(kind) :] or rows.get(kind) == []:
             transfer.new.append(name)
             continue
-        source, rows, unit = state[name].to(value), None, 1
-        if _SEMANTIC.fullmatch(name):
-            rows, counts = list(labels.items()), (len(ours.names), len(theirs.names))
-        elif _BOX_CLASSES.fullmatch(name):
-            rows, counts = [*things, background], (ours.num_things + 1, theirs.num_things + 1)
-        elif match := _PER_THING.fullmatch(name):
-            rows, counts, unit = things, background, 4 if match["deltas"] else 1
-        # Class-agnostic layers have fewer rows than that.
-        by_class = rows is not None and (len(value), len(source)) == (unit * counts[0], unit * counts[1])
-        if by_class and value.shape[1:] == source.shape[1:]:
-            ours_by_class, theirs_by_class = value.unflatten(0, (-1, unit)), source.unflatten(0, (-1, unit))
-            for a, b in rows:
-                ours_by_class[a] = theirs_by_class[b]
-        elif value.shape == source.shape:
-            value.copy_(source)
+        source = source.to(value)
+        if kind:
+            own, other = map(list, zip(*rows[kind], strict=True))
+            value[own] = source[other]
         else:
-            transfer.new.append(name)
-            continue
+            value.copy_(source)
         transfer.copied.append(name)
     return transfer
 
@@ -157,18 +191,25 @@ def _copy(
 def _report(transfer: Transfer, cfg: CfgNode, their_cfg: CfgNode, path: Path) -> None:
     """Write what was copied, matched and new to the log."""
     logger = logging.getLogger(__name__)
-    renamed = [f"{name} from {source}" for name, source in transfer.matched.items() if source != name]
-    equal = len(transfer.matched) - len(renamed)
+    counts = Counter(name.partition(".")[0] for name in transfer.copied)
     logger.info(
-        f"initialized from {path}: {len(transfer.copied)} weights copied; {equal} classes by their names, "
-        f"{len(renamed)} by the map{': ' + ', '.join(renamed) if renamed else ''}"
+        f"initialized from {path}: {len(transfer.copied)} weights copied "
+        f"({', '.join(f'{count} of {part}' for part, count in counts.items())})"
     )
-    if transfer.new_classes:
-        logger.info(f"new classes, with initial rows: {', '.join(transfer.new_classes)}")
+    equal = [name for name, source in transfer.matched.items() if source == name]
+    renamed = [f"{name} from {source}" for name, source in transfer.matched.items() if source != name]
+    found = {"with the rows of their names": equal, "with those of another name": renamed}
+    for what, names in {**found, "with initial rows": transfer.new_classes}.items():
+        if names:
+            logger.info(f"{len(names)} classes {what}: {', '.join(names)}")
     lacking = [name for name in transfer.new if not name.endswith("num_batches_tracked")]
     if lacking:
         logger.warning(f"{len(lacking)} weights keep their initial values: {', '.join(lacking[:8])}, ...")
     ours, theirs = list_keys(cfg), list_keys(their_cfg)
     for key in _ALIKE:
-        if ours[key] != theirs[key]:
+        # Kinds of batch normalization have the same weights.
+        ours_is, theirs_is = (
+            re.sub(r"\w*BN$", "BN", values[key]) if key.endswith(".NORM") else values[key] for values in (ours, theirs)
+        )
+        if ours_is != theirs_is:
             logger.warning(f"{key} is {ours[key]}, but {path} was trained with {theirs[key]}; set it to that")

@@ -8,8 +8,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..io import check_output_file
 from ..modeling.backbone import BLOCKS
+from ..tensor_files import load_file
 from .checkpointer import write_checkpoint
-from .tensor_files import load_file
 
 _PREFIX = "backbone.bottom_up."
 

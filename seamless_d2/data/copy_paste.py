@@ -53,10 +53,11 @@ def paste_instances(target: Scene, source: Scene) -> Scene:
     image[:height, :width][is_pasted] = source.image[:height, :width][is_pasted]
     result[:height, :width][is_pasted] = pasted[is_pasted]
     segments = [*target.segments, *(source.segments[k - 1] for k in chosen)]
-    # What is pasted over a border hides it: there, an object of the target ends where the pasted one begins.
-    open_sides = target.open_sides & touched_sides(result, len(segments))[: len(target.segments)]
-    # What was cut by its own border stays cut, and what is trimmed to the target is cut by that.
+    # What is trimmed to the target is cut by that, too.
     trimmed = np.array([False, False, source.labels.shape[1] > width, source.labels.shape[0] > height])
     pasted_open = source.open_sides | (touched_sides(labels, len(source.segments)) & trimmed)
     rows = [k - 1 for k in chosen]
-    return Scene(image, result, segments, np.concatenate([open_sides, pasted_open[rows]]))
+    # An object ends where another one begins: one of the target where a pasted one covers its border, and one that the
+    # border of a smaller source has cut.
+    open_sides = np.concatenate([target.open_sides, pasted_open[rows]]) & touched_sides(result, len(segments))
+    return Scene(image, result, segments, open_sides)

@@ -130,7 +130,10 @@ class InstanceScaleUniformSampler(Sampler[int]):
             for label in {s["category_id"] + num_stuff * s["isthing"] for s in segments}:
                 images.setdefault(label, []).append(index)
         if not images:
-            raise UserError("DATALOADER.SAMPLER_TRAIN InstanceScaleUniformSampler: no image has a segment")
+            raise UserError(
+                "DATALOADER.SAMPLER_TRAIN InstanceScaleUniformSampler: no image has a segment that is not a crowd; choose "
+                "another sampler, such as TrainingSampler"
+            )
         self.images = dict(sorted(images.items()))
         self.num_images = len(records)
         self.seed = seed

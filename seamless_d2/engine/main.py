@@ -2,16 +2,19 @@
 
 import argparse
 import os
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
-from ..checkpoint import load_weights
+from ..checkpoint import SeamlessCheckpointer, load_weights
 from ..evaluation.tables import without_nan
 from ..io import write_json
 from ..modeling.ops.fold import prepare_for_inference
+from ..modeling.timm_backbone import resume_without_pretrained
 from ..prediction.engines import build_exported, is_eager
 from ..prediction.options import PredictionOptions
 from .config_changes import check_changes
@@ -64,7 +67,9 @@ def run(args: argparse.Namespace, trainer: type[SeamlessTrainer] = SeamlessTrain
         begin_output(cfg, args)
         if args.eval_only:
             return evaluate(cfg, trainer, getattr(args, "engine", None))
-        training = trainer(cfg)
+        resumes = args.resume and SeamlessCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint()
+        with resume_without_pretrained() if resumes else nullcontext():
+            training = trainer(cfg)
         training.resume_or_load(resume=args.resume)
         if training.resumed_config is not None:
             check_changes(training.resumed_config, training.cfg, getattr(args, "allow_config_change", False))

@@ -30,11 +30,12 @@ _NORM_CLASSES = (
 )
 # Embeddings of positions and tokens in the transformers of Detectron2 and timm; like norms, they are not to decay.
 _EMBEDDINGS = re.compile(
-    r"(^|[._])(pos_embed|cls_token|reg_token|mask_token|rel_pos_[hw]|relative_position_bias_table)"
+    r"(^|[._])(pos_embed|cls_token|reg_token|mask_token|rel_pos_[hw]|relative_position_bias_table|"
+    r"attention_biases)"
 )
 _STEM = re.compile(r"(stem|conv_stem|conv\d|bn\d|patch_embed)\b|stem_")
 # Blocks of a network: the first numbered module, and the numbered block inside of it where there is one.
-_BLOCK = re.compile(r"^((?:[A-Za-z]\w*\.)*?(?:\d+|\w*[A-Za-z]_?\d+)(?:\.(?:blocks|layers)\.\d+|\.\d+)?)\.")
+_BLOCK = re.compile(r"^((?:[A-Za-z]\w*\.)*?(?:\d+|\w*[A-Za-z]_?\d+)(?:\.(?:blocks|layers)\.\d+|\.b?\d+)?)\.")
 
 
 def norm_parameter_names(model: nn.Module) -> set[str]:
@@ -127,7 +128,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             settings = (lr * solver.NORM_LR_FACTOR, solver.WEIGHT_DECAY_NORM)
         elif name.endswith(".bias"):
             settings = (lr * solver.BIAS_LR_FACTOR, bias_decay)
-        elif parameter.dim() <= 1 or _EMBEDDINGS.search(name):  # scales of layers count as norms
+        elif all(side == 1 for side in parameter.shape[1:]) or _EMBEDDINGS.search(name):  # scales count as norms
             settings = (lr, solver.WEIGHT_DECAY_NORM)
         else:
             settings = (lr, solver.WEIGHT_DECAY)

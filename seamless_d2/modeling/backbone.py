@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -236,7 +237,8 @@ def build_seamless_fpn(cfg: CfgNode, bottom_up: Backbone) -> SeamlessFPN:
         bottom_up: A backbone of Detectron2's interface, for instance ``SwinTransformer``.
 
     Raises:
-        UserError: ``MODEL.FPN.IN_FEATURES`` names a feature map that ``bottom_up`` does not have.
+        UserError: ``MODEL.FPN.IN_FEATURES`` names a feature map that ``bottom_up`` does not have, or strides do not
+            double.
     """
     fpn, shapes = cfg.MODEL.FPN, bottom_up.output_shape()
     missing = [name for name in fpn.IN_FEATURES if name not in shapes]
@@ -244,6 +246,13 @@ def build_seamless_fpn(cfg: CfgNode, bottom_up: Backbone) -> SeamlessFPN:
         raise UserError(
             f"MODEL.FPN.IN_FEATURES is {list(fpn.IN_FEATURES)}, but the backbone has the feature maps "
             f"{', '.join(shapes)}; name some of these"
+        )
+    strides = [shapes[name].stride for name in fpn.IN_FEATURES]
+    if any(b != 2 * a for a, b in pairwise(strides)):
+        known = ", ".join(f"{name} ({shape.stride})" for name, shape in shapes.items())
+        raise UserError(
+            f"MODEL.FPN.IN_FEATURES is {list(fpn.IN_FEATURES)}, whose strides {strides} do not double from one to the "
+            f"next; name others of the backbone's feature maps (strides): {known}"
         )
     norm = norm_act_from_config(cfg, fpn.NORM)
     top_block = None

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.tensor_files import load_file
 from ..errors import UserError
 from ..io import atomic_write
 from ..limits import check_pixels
@@ -20,6 +19,7 @@ from ..modeling.fusion import fuse_panoptic
 from ..prediction.formats import register_format
 from ..prediction.result import HeadOutputs, PanopticResult
 from ..structures.id_maps import SegmentInfo
+from ..tensor_files import load_file
 
 SUFFIX = ".pth.tar"
 Raw = dict[str, Tensor | None]

@@ -12,12 +12,12 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from ..checkpoint.checkpointer import write_checkpoint
-from ..checkpoint.tensor_files import load_file
 from ..config import add_seamless_config, config_file, load_config
 from ..errors import UserError
 from ..io import atomic_write, check_output_file, read_bytes, read_text
 from ..limits import check_expansion
 from ..structures.classes import Classes
+from ..tensor_files import load_file
 from .dataset import read_metadata
 from .ini import Ini, convert_ini
 from .names import NormMode, original_names, to_original, to_ours

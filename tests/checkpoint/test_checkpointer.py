@@ -54,6 +54,20 @@ def test_weights_of_another_model(tmp_path) -> None:
         load_weights(small_model(), "")
 
 
+def test_initial_weights_of_another_model(tmp_path) -> None:
+    """The sentence names the file and what to do, in a training too; heads alone leave the network as it was."""
+    path = tmp_path / "other.pth"
+    torch.save({"conv.weight": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="other.pth: the checkpoint shares no weight with this model; .*use the config"):
+        SeamlessCheckpointer(small_model()).load(str(path))
+    model = nn.ModuleDict({"backbone": nn.ModuleDict({"bottom_up": small_model()}), "head": small_model()})
+    torch.save({k: v for k, v in model.state_dict().items() if k.startswith("head")}, path)
+    with pytest.raises(UserError, match="other.pth: the checkpoint shares no weight with this backbone"):
+        SeamlessCheckpointer(model).load(str(path))
+    torch.save({k: v for k, v in model.state_dict().items() if k.startswith("backbone")}, path)
+    SeamlessCheckpointer(model).load(str(path))
+
+
 def test_missing_initial_weights_name_the_remedy(tmp_path) -> None:
     with pytest.raises(UserError, match="MODEL.WEIGHTS"):
         SeamlessCheckpointer(small_model()).load(str(tmp_path / "R-50.pkl"))

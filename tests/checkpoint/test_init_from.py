@@ -1,6 +1,8 @@
 """Starting from a model of other classes."""
 
 import logging
+import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -66,8 +68,11 @@ def test_rows_follow_the_names(pair, caplog: pytest.LogCaptureFixture) -> None:
     rows("roi_heads.box_predictor.cls_score", [1, None, 0, 2, 3])  # the background comes last
     rows("roi_heads.box_predictor.bbox_pred", [1, None, 0, 2], 4)
     rows("roi_heads.mask_head.predictor", [1, None, 0, 2])
-    assert "3 classes by their names, 2 by the map: path from road, bike from rider" in caplog.text
-    assert "new classes, with initial rows: grass, dog" in caplog.text
+    assert "206 weights copied (147 of backbone, 7 of proposal_generator, " in caplog.text
+    assert "3 classes with the rows of their names: sky, person, car" in caplog.text
+    assert "2 classes with those of another name: path from road, bike from rider" in caplog.text
+    assert "2 classes with initial rows: grass, dog" in caplog.text
+    assert "but /" not in caplog.text  # no setting differs
 
 
 def test_equal_numbers_of_classes_are_not_copied_in_order(pair) -> None:
@@ -140,9 +145,63 @@ def test_config_beside_the_file(pair, toy_cfg: CfgNode, tmp_path: Path) -> None:
     assert init_from(build_model(cfg), cfg).new_classes == ["grass", "dog"]
 
 
+def test_config_of_other_weights_beside_the_file(pair, toy_cfg: CfgNode, tmp_path: Path) -> None:
+    """Rows of unknown classes are not copied in order, even where the numbers of ours are equal to theirs."""
+    cfg, theirs = pair
+    torch.save({"model": theirs}, tmp_path / "theirs.pth")
+    (tmp_path / "config.yaml").write_text(with_classes(toy_cfg, ["road", "sky"], ["car", "person", "rider"]).dump())
+    with pytest.raises(UserError, match=r"sem_seg_head.predictor.weight has 7 outputs, but 5 by its config, .*beside"):
+        init_from(build_model(cfg), cfg)
+
+
+def test_one_class_agnostic_side(pair, tmp_path: Path) -> None:
+    """With one thing class, agnostic layers have the shape of others; only those of the same kind are copied."""
+    cfg, _ = pair
+    their_cfg = with_classes(cfg, ["sky"], ["car"])
+    cfg = with_classes(cfg, ["sky"], ["dog"])
+    cfg.MODEL.INIT_CLASS_MAP = []
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    theirs = build_model(their_cfg).state_dict()
+    torch.save({"model": theirs, "trainer": {"config": their_cfg.dump()}}, tmp_path / "theirs.pth")
+    model = build_model(cfg)
+    transfer = init_from(model, cfg)
+    names = ["roi_heads.box_predictor.bbox_pred", "roi_heads.mask_head.predictor"]
+    assert transfer.new == [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    assert not torch.equal(model.state_dict()[names[0] + ".weight"], theirs[names[0] + ".weight"])
+
+
+def test_arrays_of_detectron2(pair, toy_cfg: CfgNode, tmp_path: Path) -> None:
+    cfg, theirs = pair
+    content = {"model": {k: v.numpy() for k, v in theirs.items()}, "__author__": "somebody"}
+    (tmp_path / "theirs.pkl").write_bytes(pickle.dumps(content))
+    (tmp_path / "theirs.yaml").write_text(with_classes(toy_cfg, *THEIRS).dump())
+    cfg.MODEL.INIT_FROM = str(tmp_path / "theirs.pkl")
+    assert init_from(build_model(cfg), cfg).new == []
+
+
+def test_weights_that_are_no_numbers(pair, tmp_path: Path) -> None:
+    cfg, theirs = pair
+    theirs["sem_seg_head.predictor.bias"][0] = torch.nan
+    content = torch.load(tmp_path / "theirs.pth")
+    torch.save({**content, "model": theirs}, tmp_path / "theirs.pth")
+    with pytest.raises(UserError, match=r"theirs.pth: 1 weights of the checkpoint are NaN"):
+        init_from(build_model(cfg), cfg)
+
+
+def test_settings_under_which_weights_mean_something_else(pair, caplog: pytest.LogCaptureFixture) -> None:
+    cfg, _ = pair
+    cfg.MODEL.RPN.NORM, cfg.MODEL.SEAMLESS.ACTIVATION = "Affine", "elu"
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[4 * s for s in sizes] for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"  # the same weights as those of BN
+    init_from(build_model(cfg), cfg)
+    warned = re.findall(r"(MODEL\.\S+) is .*, but .* was trained with", caplog.text)
+    assert warned == ["MODEL.SEAMLESS.ACTIVATION", "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.RPN.NORM"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["MODEL.INIT_CLASS_MAP", [["bike", "rider"], ["bike", "car"]]], "'bike' twice"),
         (["MODEL.INIT_CLASS_MAP", [["bke", "rider"]]], "the data set has no class 'bke'; did you mean bike"),
         (["MODEL.INIT_CLASS_MAP", [["bike", "riders"]]], "theirs.pth has no class 'riders'; did you mean rider"),
         (["MODEL.INIT_CLASS_MAP", [["bike", "zzz"]]], "its classes are road, sky"),

@@ -276,6 +276,16 @@ def test_open_sides_after_pasting() -> None:
     assert result.open_sides[1:].astype(int).tolist() == [[0, 0, 1, 0], [0] * 4, [0] * 4, [0] * 4, [0, 1, 0, 0]]
 
 
+def test_what_a_smaller_source_has_cut_is_no_open_side() -> None:
+    """The border of its crop lies within the result, and beyond it is another object."""
+    target, source = make_scene(10), make_scene(200, (5, 5, 12, 8))
+    source = Scene(source.image[:8, :12], source.labels[:8, :12], source.segments, np.array([[False] * 4, [True] * 4]))
+    assert not paste_all(target, source).open_sides[1].any()
+    at_corner = make_scene(200, (0, 0, 12, 8))
+    source = Scene(source.image, at_corner.labels[:8, :12], source.segments, source.open_sides)
+    assert paste_all(target, source).open_sides[1].tolist() == [True, True, False, False]
+
+
 def test_a_larger_source_is_cut_by_the_target() -> None:
     target, source = make_scene(10), make_scene(200, (5, 5, 20, 9))
     target = Scene(target.image[:, :10], target.labels[:, :10], target.segments, target.open_sides)

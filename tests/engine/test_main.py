@@ -91,6 +91,24 @@ def test_starting_from_another_model(tmp_path: Path, arguments) -> None:
 
 
 @pytest.mark.slow
+def test_resume_needs_no_pretrained_network(tmp_path: Path, arguments) -> None:
+    """A machine that a training resumes on may have neither the file nor a way to the hub."""
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    file = tmp_path / "network.pth"
+    torch.save(timm.create_model("test_convnext").state_dict(), file)
+    opts = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "test_convnext"]
+    opts += ["MODEL.TIMM.PRETRAINED", str(file), "TEST.EVAL_PERIOD", "0"]
+    run(arguments(*opts, "SOLVER.MAX_ITER", "2"))
+    file.unlink()
+    longer = ["SOLVER.MAX_ITER", "3", "MODEL.TIMM.GRAD_CHECKPOINTING", "True"]
+    run(arguments(*opts, *longer, flags=("--resume", "--allow-config-change")))
+    content = torch.load(tmp_path / "out" / "model_final.pth")
+    assert content["iteration"] == 2 and f"PRETRAINED: {file}" in content["trainer"]["config"]
+    with pytest.raises(UserError, match=r"there is no file .*network.pth"):
+        run(arguments(*opts, "OUTPUT_DIR", str(tmp_path / "other"), flags=("--resume",)))
+
+
+@pytest.mark.slow
 def test_mistakes_are_told_before_anything_is_written(tmp_path: Path, arguments) -> None:
     for opts, words in (
         (["MODEL.WEIGHTS", "none.pth"], "none.pth"),

@@ -12,7 +12,6 @@ import torch
 from detectron2.config import CfgNode
 from PIL import Image
 
-from seamless_d2.checkpoint.tensor_files import load_file
 from seamless_d2.data.mapper import SeamlessMapper
 from seamless_d2.data.prepare.polygons import prepare_polygons, region_mask
 from seamless_d2.data.prepare.validate import validate
@@ -23,6 +22,7 @@ from seamless_d2.seamseg.dataset import read_metadata
 from seamless_d2.seamseg.ini import convert_ini
 from seamless_d2.seamseg.raw import fuse_raw, load_raw
 from seamless_d2.seamseg.weights import convert
+from seamless_d2.tensor_files import load_file
 
 from ..helpers.panoptic_files import scene, write_dataset
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from seamless_d2.checkpoint import SeamlessCheckpointer
-from seamless_d2.checkpoint.tensor_files import load_file
 from seamless_d2.checkpoint.torchvision_resnet import convert_torchvision
 from seamless_d2.errors import UserError
 from seamless_d2.seamseg.raw import load_raw
 from seamless_d2.seamseg.weights import convert
+from seamless_d2.tensor_files import load_file
 
 
 class Evil:

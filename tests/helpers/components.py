@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY, Backbone, SwinTransformer
+from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY, Backbone, MViT, SwinTransformer
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid, ViT
 from torch import Tensor, nn
@@ -35,6 +35,13 @@ def build_tiny_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 
 
 @BACKBONE_REGISTRY.register()
+def build_tiny_mvit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Detectron2's multiscale ViT under our feature pyramid."""
+    last = (0, 1, 2, 3)
+    return build_seamless_fpn(cfg, MViT(embed_dim=8, depth=4, last_block_indexes=last, pretrain_use_cls_token=False))
+
+
+@BACKBONE_REGISTRY.register()
 def build_tiny_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Detectron2's plain ViT with its simple feature pyramid, which pads images to squares."""
     vit = ViT(img_size=112, patch_size=16, embed_dim=16, depth=1, num_heads=1, pretrain_img_size=112)
@@ -43,6 +50,7 @@ def build_tiny_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone
     )
 
 
+_MVIT = ["scale2", "scale3", "scale4", "scale5"]
 BACKBONES = {
     "ours": (),
     "stock FPN": (
@@ -50,6 +58,7 @@ BACKBONES = {
         *("MODEL.FPN.NORM", ""),
     ),
     "ViTDet": ("MODEL.BACKBONE.NAME", "build_tiny_vitdet_backbone"),
+    "MViT": ("MODEL.BACKBONE.NAME", "build_tiny_mvit_backbone", "MODEL.FPN.IN_FEATURES", _MVIT),
     "Swin": ("MODEL.BACKBONE.NAME", "build_tiny_swin_backbone", "MODEL.FPN.IN_FEATURES", ["p0", "p1", "p2", "p3"]),
 }
 SEMANTIC_HEADS = {

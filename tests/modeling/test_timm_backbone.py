@@ -12,12 +12,13 @@ from detectron2.modeling import build_backbone, build_model
 from seamless_d2.config import load_config
 from seamless_d2.engine.solver import build_optimizer, layer_factors
 from seamless_d2.errors import UserError
-from seamless_d2.modeling.timm_backbone import build_timm_backbone
+from seamless_d2.modeling.timm_backbone import build_timm_backbone, resume_without_pretrained
 
 from ..helpers.batches import make_batch, make_image
 from .test_swap import check_output, take_step
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
+safetensors = pytest.importorskip("safetensors.torch", reason="safetensors, which timm needs, is not installed")
 
 # One of each kind: patchified convolutions, residual convolutions with norms that are activations, inverted
 # bottlenecks with features in the middle, windows and channels last, parallel resolutions, plain transformers.
@@ -97,8 +98,16 @@ def test_frozen_transformer(toy_cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.FREEZE_AT = 5
     assert not any(p.requires_grad for p in build_timm_backbone(cfg).parameters())
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
-    with pytest.raises(UserError, match="a plain ViT has no stages"):
+    with pytest.raises(UserError, match="as a plain ViT has none; use 0, or 5 for all"):
         build_timm_backbone(cfg)
+
+
+@pytest.mark.slow
+def test_stages_that_cannot_be_frozen(toy_cfg: CfgNode) -> None:
+    """All maps of an HRNet come from its end; the sentence names what is possible."""
+    toy_cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    with pytest.raises(UserError, match="FREEZE_AT is 2, but the network has no stage .*; use 0, .*or 5 for all of it"):
+        build_timm_backbone(timm_config(toy_cfg, "hrnet_w18_small"))
 
 
 def test_norms(toy_cfg: CfgNode) -> None:
@@ -119,9 +128,48 @@ def test_pretrained_weights_from_a_file(toy_cfg: CfgNode, tmp_path: Path) -> Non
     net = build_timm_backbone(cfg).net
     wanted = {k.replace(".", "_"): v for k, v in whole.state_dict().items()}
     assert all(torch.equal(v, wanted[k.replace(".", "_")]) for k, v in net.state_dict().items())
+    # As timm's hub and its training write them, and with another number of classes.
+    state = {k: v for k, v in whole.state_dict().items() if not k.startswith("head.fc")}
+    safetensors.save_file(state, tmp_path / "whole.safetensors")
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "training.pth")
+    for name in ("whole.safetensors", "training.pth"):
+        cfg.MODEL.TIMM.PRETRAINED = str(tmp_path / name)
+        again = build_timm_backbone(cfg).net
+        assert all(torch.equal(v, wanted[k.replace(".", "_")]) for k, v in again.state_dict().items())
     # A checkpoint has the weights of the network, so that they are not looked for.
     cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED = "model.pth", str(tmp_path / "none.pth")
     build_timm_backbone(cfg)
+    cfg.MODEL.WEIGHTS = ""
+    with resume_without_pretrained():
+        build_timm_backbone(cfg)
+    with pytest.raises(UserError, match="there is no file"):
+        build_timm_backbone(cfg)
+
+
+def test_reading_pretrained_weights_draws_no_random_number_more(toy_cfg: CfgNode, tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "whole.pth")
+    drawn = []
+    for source in ("", str(tmp_path / "whole.pth")):
+        torch.manual_seed(0)
+        build_timm_backbone(timm_config(toy_cfg, "test_vit", PRETRAINED=source))
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("case", ["no name in common", "a layer less", "one of our checkpoints"])
+def test_weights_of_another_network(toy_cfg: CfgNode, tmp_path: Path, case: str) -> None:
+    """timm itself passes over what does not fit, and over what is missing."""
+    state = timm.create_model("test_vit").state_dict()
+    if case == "no name in common":
+        state = timm.create_model("test_convnext").state_dict()
+    elif case == "a layer less":
+        del state["blocks.5.mlp.fc1.weight"]
+    else:
+        state = {"model": build_model(timm_config(toy_cfg, "test_vit")).state_dict()}
+    torch.save(state, tmp_path / "weights.pth")
+    count = "it lacks 1 of 76 .*blocks.5.mlp.fc1.weight" if case == "a layer less" else "it lacks 76 of 76"
+    with pytest.raises(UserError, match=f"weights.pth does not hold weights of test_vit, {count}.*; give a file of"):
+        build_timm_backbone(timm_config(toy_cfg, "test_vit", PRETRAINED=str(tmp_path / "weights.pth")))
 
 
 def test_mistakes(toy_cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +183,11 @@ def test_mistakes(toy_cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     fail("there is no file .*gone.pth", "test_convnext", PRETRAINED=str(tmp_path / "gone.pth"))
     torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "other.pth")
     fail("other.pth does not hold weights of test_convnext", "test_convnext", PRETRAINED=str(tmp_path / "other.pth"))
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    fail("junk.pth cannot be read as tensors", "test_convnext", PRETRAINED=str(tmp_path / "junk.pth"))
+    torch.save({"epoch": 1}, tmp_path / "empty.pth")
+    fail("empty.pth has no weights", "test_convnext", PRETRAINED=str(tmp_path / "empty.pth"))
+    fail("timm has no weights of botnet50ts_256; choose another network", "botnet50ts_256", PRETRAINED="hub")
     fail("have 14 pixels", "eva02_tiny_patch14_224")
     fail("has batch normalization, whose statistics", "test_efficientnet", GRAD_CHECKPOINTING=True)
     fail("cannot recompute its activations", "hrnet_w18_small", GRAD_CHECKPOINTING=True, NORM="FrozenBN")
@@ -151,6 +204,20 @@ def test_missing_strides(toy_cfg: CfgNode) -> None:
     cfg.MODEL.FPN.IN_FEATURES = ["res1", "res2", "res3", "res4"]
     with pytest.raises(UserError, match=r"the backbone has the feature maps res2, res3, res4, res5"):
         build_backbone(cfg)
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res4", "res5"]
+    words = r"strides \[4, 16, 32\] do not double .*res2 \(4\), res3 \(8\), res4 \(16\), res5 \(32\)"
+    for name in ("build_timm_fpn_backbone", "build_seamless_resnet_fpn_backbone"):
+        cfg.MODEL.BACKBONE.NAME = name
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+        with pytest.raises(UserError, match=words):
+            build_backbone(cfg)
+
+
+@pytest.mark.slow
+def test_maps_of_another_size_than_their_strides_say(toy_cfg: CfgNode) -> None:
+    """The convolutions of this network have no padding, so that positions in its maps are not those of the image."""
+    with pytest.raises(UserError, match="the feature map res2 of inception_v3 has .* boxes would be misplaced"):
+        build_backbone(timm_config(toy_cfg, "inception_v3"))
 
 
 def test_description_of_the_images() -> None:
@@ -165,6 +232,7 @@ def test_description_of_the_images() -> None:
     said = ["MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]", "INPUT.INTERPOLATION", "bilinear"]
     cfg = load_config("Base-Seamless.yaml", [*base, "vit_base_patch16_224.augreg_in21k", *said])
     assert cfg.MODEL.PIXEL_MEAN == [1, 2, 3] and cfg.INPUT.INTERPOLATION == "bilinear"
+    assert np.allclose(cfg.MODEL.PIXEL_STD, [58.395, 57.12, 57.375])  # the pair is never mixed
     assert load_config("Base-Seamless.yaml").INPUT.INTERPOLATION == "bilinear"
     with pytest.raises(UserError, match="has no model 'nothing'"):
         load_config("Base-Seamless.yaml", [*base, "nothing"])
@@ -188,6 +256,7 @@ def rates(model: torch.nn.Module, decay: float, depth: int) -> dict[str, float]:
         _slow("vit_small_patch16_dinov3", 12, "net.net.model.cls_token", "net.net.model.blocks.11.mlp.fc2.weight"),
         ("test_convnext", 12, "bottom_up.net.stem_0.weight", None),
         ("test_efficientnet", 5, "bottom_up.net.conv_stem.weight", None),
+        _slow("regnetx_002", 13, "bottom_up.net.stem.conv.weight", None),
     ],
 )
 def test_layer_decay(toy_cfg: CfgNode, name: str, blocks: int | None, stem: str, last: str | None) -> None:
@@ -231,6 +300,17 @@ def test_groups_of_the_optimizer(toy_cfg: CfgNode) -> None:
     assert found["backbone.simfp_2.0.weight"] == (1.0, 0.05)
     assert found["backbone.simfp_2.1.weight"] == (1.0, 0.0)  # Detectron2's layer norm over channels
     assert found["sem_seg_head.predictor.weight"] == (1.0, 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "scale"), [("fastvit_t8", ".gamma"), ("tiny_vit_5m_224", ".attention_biases")])
+def test_scales_and_biases_of_positions_do_not_decay(toy_cfg: CfgNode, name: str, scale: str) -> None:
+    cfg = timm_config(toy_cfg, name)
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM = "AdamW", 0.05, 0.0
+    model = build_model(cfg)
+    decays = {id(p): g["weight_decay"] for g in build_optimizer(cfg, model).param_groups for p in g["params"]}
+    found = [decays[id(p)] for key, p in model.named_parameters() if key.endswith(scale)]
+    assert found and set(found) == {0.0}
 
 
 def test_clipping_by_the_norm_of_all_gradients(toy_cfg: CfgNode) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..io import read_bytes
-from ..limits import check_expansion
+from .errors import UserError
+from .io import read_bytes
+from .limits import check_expansion
 
 # What a pickle of containers and numpy arrays refers to.
 _ALLOWED_GLOBALS = {
@@ -39,7 +39,7 @@ class _NumpyUnpickler(pickle.Unpickler):
 
 
 def load_file(path: str | Path, what: str = "checkpoint", member: bytes | None = None) -> dict[str, Any]:
-    """Read a file of torch.save or a .pkl file of Detectron2 without running any code from it.
+    """Read a file of torch.save, a .pkl file of Detectron2 or a .safetensors file without running any code from it.
 
     Args:
         path: The file.
@@ -59,6 +59,8 @@ def load_file(path: str | Path, what: str = "checkpoint", member: bytes | None =
     try:
         if member is None and path.suffix == ".pkl":
             content = _unpickle(read_bytes(path, what))
+        elif member is None and path.suffix == ".safetensors":
+            content = _load_safetensors(path)
         elif member is None:
             with open(path, "rb") as file:
                 content = _load(file, path)
@@ -75,6 +77,14 @@ def load_file(path: str | Path, what: str = "checkpoint", member: bytes | None =
     if not isinstance(content, dict):
         raise UserError(f"{what} {path} holds no dictionary of tensors; it is of another program")
     return content
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file as load_safetensors
+    except ImportError:
+        raise UserError(f"{path} needs the package safetensors; run `python -m pip install safetensors`") from None
+    return load_safetensors(path)
 
 
 def _unpickle(data: bytes) -> Any:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from seamless_d2.checkpoint import SeamlessCheckpointer
-from seamless_d2.checkpoint.tensor_files import load_file
 from seamless_d2.errors import UserError
+from seamless_d2.tensor_files import load_file
 
 
 def small_model() -> nn.Module:
