@@ -131,8 +131,8 @@ class InstanceScaleUniformSampler(Sampler[int]):
                 images.setdefault(label, []).append(index)
         if not images:
             raise UserError(
-                "DATALOADER.SAMPLER_TRAIN InstanceScaleUniformSampler: no image has a segment that is not a crowd; choose "
-                "another sampler, such as TrainingSampler"
+                "DATALOADER.SAMPLER_TRAIN InstanceScaleUniformSampler: no image has a segment that is not a crowd; "
+                "choose another sampler, such as TrainingSampler"
             )
         self.images = dict(sorted(images.items()))
         self.num_images = len(records)
