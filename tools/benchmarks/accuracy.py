@@ -251,7 +251,8 @@ def benchmark_accuracy(comparison: Comparison, jobs: int = 1) -> dict[str, Any]:
     trainings = [(row, seed) for seed in range(comparison.seeds) for row in comparison.rows]
     # The threads of several processes that wait for each other spin.
     threads = (torch.set_num_threads, (max(torch.get_num_threads() // jobs, 1),))
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), *threads) if jobs > 1 else None
+    # One training a process: loggers write to the files of all trainings that a process has begun.
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), *threads, max_tasks_per_child=1) if jobs > 1 else None
     results = (pool.map if pool else map)(comparison.train, *zip(*trainings, strict=True))
     for (row, _), result in zip(trainings, results, strict=True):
         found[row].append(result)
