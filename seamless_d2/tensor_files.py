@@ -79,6 +79,16 @@ def load_file(path: str | Path, what: str = "checkpoint", member: bytes | None =
     return content
 
 
+def check_finite(state: dict[str, Tensor]) -> None:
+    """Raise ``UserError`` if weights are NaN or infinite."""
+    undefined = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if undefined:
+        raise UserError(
+            f"{len(undefined)} weights of the checkpoint are NaN or infinite ({', '.join(undefined[:4])}, ...), as "
+            "after a training that has diverged; use an earlier one"
+        )
+
+
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file as load_safetensors

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..io import atomic_write
-from ..tensor_files import load_file
+from ..tensor_files import check_finite, load_file
 
 # The names of numbered checkpoints.
 _NUMBERED = re.compile(r"model_\d+\.pth")
@@ -198,16 +198,6 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     if not str(path):
         raise UserError("no weights given; set MODEL.WEIGHTS (or --weights) to a trained checkpoint")
     SeamlessCheckpointer(model, complete=True).load(str(path))
-
-
-def check_finite(state: dict[str, Tensor]) -> None:
-    """Raise ``UserError`` if weights are NaN or infinite."""
-    undefined = [name for name, value in state.items() if not torch.isfinite(value).all()]
-    if undefined:
-        raise UserError(
-            f"{len(undefined)} weights of the checkpoint are NaN or infinite ({', '.join(undefined[:4])}, ...), as "
-            "after a training that has diverged; use an earlier one"
-        )
 
 
 def check_shared(model: nn.Module, names: Collection[str]) -> None:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from ..config import list_keys, load_config_text
 from ..errors import UserError, suggest
 from ..io import read_text
 from ..structures.classes import Classes
-from ..tensor_files import load_file
-from .checkpointer import check_finite, check_shared
+from ..tensor_files import check_finite, load_file
+from .checkpointer import check_shared
 
 # Layers whose outputs belong to classes, by what these are.
 _BY_CLASS = {
@@ -31,7 +32,7 @@ _ALIKE = (
     *("MODEL.SEAMLESS.ACTIVATION", "MODEL.SEAMLESS.ACTIVATION_SLOPE"),
     *("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
     *("MODEL.RPN.BBOX_REG_WEIGHTS", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"),
-    *(f"MODEL.{part}.NORM" for part in ("RESNETS", "TIMM", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")),
+    *(f"MODEL.{part}.NORM" for part in ("RESNETS", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")),
     "MODEL.SEM_SEG_HEAD.NORM",
 )
 
@@ -75,8 +76,8 @@ def init_from(model: nn.Module, cfg: CfgNode) -> Transfer:
             "from the other model"
         )
     content = load_file(path, "checkpoint of MODEL.INIT_FROM")
-    values = content.get("model", content).items()
-    state = {name: torch.as_tensor(value) for name, value in values if isinstance(value, (Tensor, np.ndarray))}
+    values = content["model"] if isinstance(content.get("model"), dict) else content
+    state = {k: torch.as_tensor(v) for k, v in values.items() if isinstance(v, (Tensor, np.ndarray))}
     their_cfg = _find_config(path, content)
     theirs, ours = Classes.from_config(their_cfg), Classes.from_config(cfg)
     if theirs is None or ours is None:
@@ -166,24 +167,35 @@ def _copy(
         agnostic = [cfg.MODEL[part][key] for cfg in (our_cfg, their_cfg)]
         if any(agnostic):
             rows[kind] = [(k, k) for k in range(4 if kind == "deltas" else 1)] if all(agnostic) else []
-    outputs = _count_outputs(their_classes, their_cfg)
+    our_outputs, their_outputs = _count_outputs(our_classes, our_cfg), _count_outputs(their_classes, their_cfg)
+    architectures = {(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD.NAME) for cfg in (our_cfg, their_cfg)}
     for name, value in model.state_dict().items():
         source = state.get(name)
         kind = next((kind for kind, pattern in _BY_CLASS.items() if pattern.fullmatch(name)), "")
-        if source is not None and kind and len(source) != outputs[kind]:
-            raise UserError(
-                f"{name} has {len(source)} outputs, but {outputs[kind]} by its config, which names "
-                f"{len(their_classes.names)} classes; put the config beside it that it was trained with"
-            )
-        if source is None or source.shape[bool(kind) :] != value.shape[bool(kind) :] or rows.get(kind) == []:
+        if source is None or source.shape[bool(kind) :] != value.shape[bool(kind) :] or source.dim() != value.dim():
             transfer.new.append(name)
             continue
         source = source.to(value)
-        if kind:
-            own, other = map(list, zip(*rows[kind], strict=True))
-            value[own] = source[other]
-        else:
+        if not kind:
             value.copy_(source)
+            transfer.copied.append(name)
+            continue
+        is_ours, is_theirs = len(value) == our_outputs[kind], len(source) == their_outputs[kind]
+        if is_ours and not is_theirs and len(architectures) == 1:
+            raise UserError(
+                f"{name} has {len(source)} outputs, but {their_outputs[kind]} by its config, which names "
+                f"{len(their_classes.names)} classes; put the config beside it that it was trained with"
+            )
+        if is_ours and is_theirs:
+            pairs = rows[kind]
+        else:  # outputs of another kind, such as those of Detectron2's PanopticFPN, are the same for the same classes
+            same = our_classes.names == their_classes.names and len(value) == len(source)
+            pairs = [(k, k) for k in range(len(value))] if same else []
+        if not pairs:
+            transfer.new.append(name)
+            continue
+        own, other = map(list, zip(*pairs, strict=True))
+        value[own] = source[other]
         transfer.copied.append(name)
     return transfer
 
@@ -205,11 +217,14 @@ def _report(transfer: Transfer, cfg: CfgNode, their_cfg: CfgNode, path: Path) ->
     lacking = [name for name in transfer.new if not name.endswith("num_batches_tracked")]
     if lacking:
         logger.warning(f"{len(lacking)} weights keep their initial values: {', '.join(lacking[:8])}, ...")
-    ours, theirs = list_keys(cfg), list_keys(their_cfg)
+    ours, theirs = ({key: _normalize(key, list_keys(c)[key]) for key in _ALIKE} for c in (cfg, their_cfg))
     for key in _ALIKE:
-        # Kinds of batch normalization have the same weights.
-        ours_is, theirs_is = (
-            re.sub(r"\w*BN$", "BN", values[key]) if key.endswith(".NORM") else values[key] for values in (ours, theirs)
-        )
-        if ours_is != theirs_is:
+        if ours[key] != theirs[key]:
             logger.warning(f"{key} is {ours[key]}, but {path} was trained with {theirs[key]}; set it to that")
+
+
+def _normalize(key: str, value: Any) -> Any:
+    """Return the value of a setting, the same one for all values under which weights mean the same."""
+    if key.endswith(".NORM"):
+        return re.sub(r"\w*BN$", "BN", value)
+    return value or "bilinear" if key == "INPUT.INTERPOLATION" else value

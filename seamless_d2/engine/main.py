@@ -60,18 +60,18 @@ def run(args: argparse.Namespace, trainer: type[SeamlessTrainer] = SeamlessTrain
     Returns:
         The metrics of the last evaluation, or the report of the dry run.
     """
-    if getattr(args, "dry_run", False):
-        return dry_run(load_and_check(args))
     cfg = load_and_check(args)
-    with lock_output_dir(cfg, args):
-        begin_output(cfg, args)
-        if args.eval_only:
-            return evaluate(cfg, trainer, getattr(args, "engine", None))
-        resumes = args.resume and SeamlessCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint()
-        with resume_without_pretrained() if resumes else nullcontext():
+    resumes = args.resume and SeamlessCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint()
+    with resume_without_pretrained() if resumes else nullcontext():
+        if getattr(args, "dry_run", False):
+            return dry_run(cfg)
+        with lock_output_dir(cfg, args):
+            begin_output(cfg, args)
+            if args.eval_only:
+                return evaluate(cfg, trainer, getattr(args, "engine", None))
             training = trainer(cfg)
-        training.resume_or_load(resume=args.resume)
-        if training.resumed_config is not None:
-            check_changes(training.resumed_config, training.cfg, getattr(args, "allow_config_change", False))
-        write_config(cfg)
-        return training.train()
+            training.resume_or_load(resume=args.resume)
+            if training.resumed_config is not None:
+                check_changes(training.resumed_config, training.cfg, getattr(args, "allow_config_change", False))
+            write_config(cfg)
+            return training.train()

@@ -1,7 +1,7 @@
 """Any network of timm as the backbone: hierarchical ones under our feature pyramid, plain ViTs under a simple one."""
 
+import logging
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..tensor_files import load_file
+from ..tensor_files import check_finite, load_file
 from ..timm_description import check_name, has_weights, import_timm
 from .backbone import ExtraLevels, build_seamless_fpn
 from .norm import norm_act_from_config
@@ -160,45 +160,65 @@ def _read_weights(timm: Any, path: str) -> dict[str, Tensor]:
     weights = {k: v for k, v in content.items() if isinstance(v, Tensor)}
     if not weights:
         raise UserError(f"{what} {path} has no weights; give one that timm or torch.save has written")
+    try:
+        check_finite(weights)
+    except UserError as error:
+        raise UserError(f"{what} {path}: {error}") from None
     return timm.models.clean_state_dict(weights)
 
 
 def _create_from_file(timm: Any, cfg: CfgNode) -> nn.Module:
-    """Create the network with the weights of the file MODEL.TIMM.PRETRAINED, which must have all of them.
+    """Create the network with the weights of the file MODEL.TIMM.PRETRAINED, which must have all of them; what else it
+    has, such as a classifier, is passed over.
 
     Raises:
-        UserError: The file cannot be read, or its weights are those of another network.
+        UserError: The file cannot be read, or lacks weights of the network.
     """
     keys = cfg.MODEL.TIMM
     weights = _read_weights(timm, keys.PRETRAINED)
 
     def create(state: dict[str, Tensor]) -> nn.Module:
-        return _create(timm, cfg, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+        overlay = {"state_dict": state}
+        net = _create(timm, cfg, pretrained=True, pretrained_strict=False, pretrained_cfg_overlay=overlay)
+        for module in net.modules():  # or the weights would stay in memory, and in each copy of the model
+            if isinstance(getattr(module, "pretrained_cfg", None), dict):
+                module.pretrained_cfg.pop("state_dict", None)
+        return net
 
-    wrong = f"MODEL.TIMM.PRETRAINED: {keys.PRETRAINED} does not hold weights of {keys.NAME}"
-    remedy = 'give a file of this network, "hub" to download one, or "" for random weights'
     # timm renames, reshapes and splits weights on loading, and passes over what fits nowhere: what it takes from a file
     # is what becomes NaN with one of NaN.
-    undefined = {k: torch.full_like(v, math.nan) if v.is_floating_point() else v for k, v in weights.items()}
+    logger = logging.getLogger("timm")
+    level = logger.level
     try:
+        logger.setLevel(logging.ERROR)
         with torch.random.fork_rng(devices=[]):
-            probe = create(undefined)
+            probe = create(
+                {k: torch.full_like(v, math.nan) if v.is_floating_point() else v for k, v in weights.items()}
+            )
+        values = {**dict(probe.named_parameters()), **{k: v for k, v in probe.named_buffers() if "running_" in k}}
+        count, lacking = len(values), [name for name, value in values.items() if not value.isnan().any()]
+        del probe, values
         net = create(weights)
     except UserError:
         raise
     except Exception as error:  # torch and timm raise many kinds
-        raise UserError(f"{wrong} ({_describe(error)}); {remedy}") from None
-    values = {**dict(probe.named_parameters()), **{k: v for k, v in probe.named_buffers() if "running_" in k}}
-    lacking = [name for name, value in values.items() if not value.isnan().any()]
+        count, lacking, net = 0, [_describe(error)], None
+    finally:
+        logger.setLevel(level)
     if lacking:
         listed = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
-        raise UserError(f"{wrong}, it lacks {len(lacking)} of {len(values)} ({listed}); {remedy}")
+        raise UserError(
+            f"MODEL.TIMM.PRETRAINED: {keys.PRETRAINED} does not hold weights of {keys.NAME}"
+            f"{f', it lacks {len(lacking)} of {count}' if count else ''} ({listed}); give a file of this network, "
+            '"hub" to download one, or "" for random weights'
+        )
     return net
 
 
 def _describe(error: Exception) -> str:
-    """Return the first 200 characters of an error in one line."""
-    return re.sub(r"\s+", " ", str(error))[:200] or type(error).__name__
+    """Return the kind of an error, and the first 200 characters of its text in one line."""
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}"
 
 
 def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
@@ -225,7 +245,7 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
     except Exception as error:  # timm and its hub raise many kinds
         if source and isinstance(error, OSError):  # so are the errors of networks and of the hub
             raise UserError(
-                f"the weights of {keys.NAME} cannot be downloaded ({type(error).__name__}: {_describe(error)}); "
+                f"the weights of {keys.NAME} cannot be downloaded ({_describe(error)}); "
                 "without a network, set MODEL.TIMM.PRETRAINED to a file of weights"
             ) from None
         raise UserError(
@@ -259,7 +279,14 @@ def _check_maps(bottom_up: TimmBackbone, cfg: CfgNode) -> None:
     """Raise ``UserError`` if feature maps are not as large as their strides say, as those of unpadded convolutions."""
     height, width = 96, 160
     parameter = next(bottom_up.parameters())
-    maps = bottom_up.eval()(torch.zeros(1, 3, height, width, dtype=parameter.dtype, device=parameter.device))
+    image = torch.zeros(1, 3, height, width, dtype=parameter.dtype, device=parameter.device)
+    try:
+        maps = bottom_up.eval()(image)
+    except Exception as error:  # networks raise many kinds
+        raise UserError(
+            f"MODEL.TIMM.NAME: {cfg.MODEL.TIMM.NAME} cannot take images of any size, such as {height}x{width} "
+            f"({_describe(error)}); choose another network"
+        ) from None
     bottom_up.train()
     for name, shape in bottom_up.output_shape().items():
         wanted, size = (-(-height // shape.stride), -(-width // shape.stride)), tuple(maps[name].shape[-2:])

@@ -154,6 +154,46 @@ def test_config_of_other_weights_beside_the_file(pair, toy_cfg: CfgNode, tmp_pat
         init_from(build_model(cfg), cfg)
 
 
+def test_a_head_with_other_outputs(pair, toy_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Detectron2's PanopticFPN numbers semantic labels in its own way: rows are those of the same classes or new."""
+    cfg, _ = pair
+    name = "sem_seg_head.predictor.weight"
+
+    def stock(cfg: CfgNode, stuff: list[str], things: list[str]) -> tuple[CfgNode, torch.nn.Module]:
+        cfg = with_classes(cfg, stuff, things)
+        cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.NORM = "SemSegFPNHead", ""
+        whole = cfg.clone()
+        whole.MODEL.META_ARCHITECTURE, whole.MODEL.SEM_SEG_HEAD.NUM_CLASSES = "PanopticFPN", len(stuff) + 1
+        model = build_model(whole)
+        cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"  # with the names of all classes
+        return cfg, model
+
+    their_cfg, their_model = stock(toy_cfg, *THEIRS)
+    theirs = their_model.state_dict()
+    torch.save({"model": theirs, "trainer": {"config": their_cfg.dump()}}, tmp_path / "theirs.pth")
+    cfg.MODEL.INIT_CLASS_MAP = [["car", ""]]
+    for start, classes, is_new in ((cfg, OURS, True), (cfg, THEIRS, False)):
+        our_cfg, model = stock(start, *classes)
+        transfer = init_from(model, our_cfg)
+        assert (name in transfer.new) is is_new
+        assert torch.equal(model.state_dict()[name], theirs[name]) is not is_new
+    # Into our own model: five outputs are not those of seven classes.
+    model = build_model(with_classes(cfg, *OURS))
+    assert name in init_from(model, cfg).new
+    assert "INTERPOLATION" not in caplog.text
+
+
+def test_files_that_hold_something_else(pair, tmp_path: Path) -> None:
+    cfg, theirs = pair
+    content = torch.load(tmp_path / "theirs.pth")
+    torch.save({**content, "model": [torch.zeros(3)]}, tmp_path / "theirs.pth")
+    with pytest.raises(UserError, match="shares no weight with this model"):
+        init_from(build_model(cfg), cfg)
+    theirs["sem_seg_head.predictor.weight"] = torch.tensor(1.0)
+    torch.save({**content, "model": theirs}, tmp_path / "theirs.pth")
+    assert init_from(build_model(cfg), cfg).new == ["sem_seg_head.predictor.weight"]
+
+
 def test_one_class_agnostic_side(pair, tmp_path: Path) -> None:
     """With one thing class, agnostic layers have the shape of others; only those of the same kind are copied."""
     cfg, _ = pair
@@ -192,7 +232,8 @@ def test_settings_under_which_weights_mean_something_else(pair, caplog: pytest.L
     cfg, _ = pair
     cfg.MODEL.RPN.NORM, cfg.MODEL.SEAMLESS.ACTIVATION = "Affine", "elu"
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[4 * s for s in sizes] for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
-    cfg.MODEL.RESNETS.NORM = "FrozenBN"  # the same weights as those of BN
+    # The same weights as those of BN, and the same resizing.
+    cfg.MODEL.RESNETS.NORM, cfg.INPUT.INTERPOLATION = "FrozenBN", "bilinear"
     init_from(build_model(cfg), cfg)
     warned = re.findall(r"(MODEL\.\S+) is .*, but .* was trained with", caplog.text)
     assert warned == ["MODEL.SEAMLESS.ACTIVATION", "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.RPN.NORM"]

@@ -101,6 +101,7 @@ def test_resume_needs_no_pretrained_network(tmp_path: Path, arguments) -> None:
     run(arguments(*opts, "SOLVER.MAX_ITER", "2"))
     file.unlink()
     longer = ["SOLVER.MAX_ITER", "3", "MODEL.TIMM.GRAD_CHECKPOINTING", "True"]
+    assert run(arguments(*opts, *longer, flags=("--resume", "--dry-run")))["images"] == 4
     run(arguments(*opts, *longer, flags=("--resume", "--allow-config-change")))
     content = torch.load(tmp_path / "out" / "model_final.pth")
     assert content["iteration"] == 2 and f"PRETRAINED: {file}" in content["trainer"]["config"]

@@ -128,6 +128,8 @@ def test_pretrained_weights_from_a_file(toy_cfg: CfgNode, tmp_path: Path) -> Non
     net = build_timm_backbone(cfg).net
     wanted = {k.replace(".", "_"): v for k, v in whole.state_dict().items()}
     assert all(torch.equal(v, wanted[k.replace(".", "_")]) for k, v in net.state_dict().items())
+    # They are not kept beside the network, where each copy of the model would have them again.
+    assert not any("state_dict" in getattr(m, "pretrained_cfg", {}) for m in net.modules())
     # As timm's hub and its training write them, and with another number of classes.
     state = {k: v for k, v in whole.state_dict().items() if not k.startswith("head.fc")}
     safetensors.save_file(state, tmp_path / "whole.safetensors")
@@ -185,6 +187,9 @@ def test_mistakes(toy_cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     fail("other.pth does not hold weights of test_convnext", "test_convnext", PRETRAINED=str(tmp_path / "other.pth"))
     (tmp_path / "junk.pth").write_bytes(b"junk")
     fail("junk.pth cannot be read as tensors", "test_convnext", PRETRAINED=str(tmp_path / "junk.pth"))
+    spoilt = {k: v * torch.nan for k, v in timm.create_model("test_convnext").state_dict().items()}
+    torch.save(spoilt, tmp_path / "spoilt.pth")
+    fail("spoilt.pth: .* are NaN or infinite", "test_convnext", PRETRAINED=str(tmp_path / "spoilt.pth"))
     torch.save({"epoch": 1}, tmp_path / "empty.pth")
     fail("empty.pth has no weights", "test_convnext", PRETRAINED=str(tmp_path / "empty.pth"))
     fail("timm has no weights of botnet50ts_256; choose another network", "botnet50ts_256", PRETRAINED="hub")
@@ -211,6 +216,18 @@ def test_missing_strides(toy_cfg: CfgNode) -> None:
         cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
         with pytest.raises(UserError, match=words):
             build_backbone(cfg)
+
+
+@pytest.mark.slow
+def test_a_classifier_in_the_file_of_a_network_without_one(toy_cfg: CfgNode, tmp_path: Path) -> None:
+    torch.save(timm.create_model("vit_small_patch16_dinov3", num_classes=10).state_dict(), tmp_path / "tuned.pth")
+    build_timm_backbone(timm_config(toy_cfg, "vit_small_patch16_dinov3", PRETRAINED=str(tmp_path / "tuned.pth")))
+
+
+@pytest.mark.slow
+def test_a_network_for_images_of_some_sizes_only(toy_cfg: CfgNode) -> None:
+    with pytest.raises(UserError, match="halonet26t cannot take images of any size, such as 96x160 .*; choose another"):
+        build_backbone(timm_config(toy_cfg, "halonet26t"))
 
 
 @pytest.mark.slow

@@ -103,7 +103,10 @@ def test_training_table_and_curves(data: Path, tmp_path: Path) -> None:
         benchmark_accuracy(Comparison(data, "", tmp_path / "out", "cpu", **{**settings, "batch": 2}))
     # The same settings of a facade config that was changed since.
     finished = tmp_path / "out" / "ours_seed0" / "accuracy.json"
-    finished.write_text(finished.read_text().replace("NORM: Affine", "NORM: GN"))
+    content = json.loads(finished.read_text())
+    assert content["config"]["MODEL.FPN.NORM"] == "Affine"
+    content["config"]["MODEL.FPN.NORM"] = "GN"
+    finished.write_text(json.dumps(content))
     with pytest.raises(UserError, match="ours_seed0 holds a training with other settings"):
         benchmark_accuracy(comparison)
 
