@@ -36,6 +36,9 @@ _ALIKE = (
     "MODEL.SEM_SEG_HEAD.NORM",
 )
 
+# The classes of a model, and its configuration.
+Model = tuple[Classes, CfgNode]
+
 
 @dataclass
 class Transfer:
@@ -129,28 +132,24 @@ def _match(ours: Classes, theirs: Classes, class_map: list, path: Path) -> dict[
 
 def _count_outputs(classes: Classes, cfg: CfgNode) -> dict[str, int]:
     """Return the outputs of each kind of ``_BY_CLASS``; class-agnostic layers have those of one class."""
-    boxes = 1 if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG else classes.num_things
-    masks = 1 if cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else classes.num_things
+    counts = {key: 1 if is_agnostic else classes.num_things for key, is_agnostic in _find_agnostic(cfg).items()}
     return {
         "classes": len(classes.names),
         "scores": classes.num_things + 1,  # the background comes last
-        "deltas": 4 * boxes,
-        "masks": masks,
+        "deltas": 4 * counts["deltas"],
+        "masks": counts["masks"],
     }
 
 
-@torch.no_grad()
-def _copy(
-    model: nn.Module,
-    state: dict[str, Tensor],
-    labels: dict[int, int],
-    ours: tuple[Classes, CfgNode],
-    theirs: tuple[Classes, CfgNode],
-) -> Transfer:
+def _find_agnostic(cfg: CfgNode) -> dict[str, bool]:
+    """Return which of the kinds that can be are class-agnostic."""
+    heads = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
+    return {"deltas": heads[0].CLS_AGNOSTIC_BBOX_REG, "masks": heads[1].CLS_AGNOSTIC_MASK}
+
+
+def _pair_rows(labels: dict[int, int], ours: Model, theirs: Model) -> dict[str, list[tuple[int, int]]]:
+    """Return for each kind of ``_BY_CLASS`` the rows of ours that come from theirs, each with the row of theirs."""
     (our_classes, our_cfg), (their_classes, their_cfg) = ours, theirs
-    names = our_classes.names
-    transfer = Transfer(matched={names[a]: their_classes.names[b] for a, b in labels.items()})
-    transfer.new_classes = [name for name in names if name not in transfer.matched]
     # A class that was stuff there and is a thing here has rows in the semantic head alone.
     things = [(a - our_classes.num_stuff, b - their_classes.num_stuff) for a, b in labels.items()]
     things = [(a, b) for a, b in things if a >= 0 and b >= 0]
@@ -160,13 +159,20 @@ def _copy(
         "deltas": [(4 * a + k, 4 * b + k) for a, b in things for k in range(4)],
         "masks": things,
     }
-    for kind, part, key in (
-        ("deltas", "ROI_BOX_HEAD", "CLS_AGNOSTIC_BBOX_REG"),
-        ("masks", "ROI_MASK_HEAD", "CLS_AGNOSTIC_MASK"),
-    ):
-        agnostic = [cfg.MODEL[part][key] for cfg in (our_cfg, their_cfg)]
-        if any(agnostic):
-            rows[kind] = [(k, k) for k in range(4 if kind == "deltas" else 1)] if all(agnostic) else []
+    is_agnostic, was_agnostic = _find_agnostic(our_cfg), _find_agnostic(their_cfg)
+    for kind, size in (("deltas", 4), ("masks", 1)):
+        if is_agnostic[kind] or was_agnostic[kind]:
+            rows[kind] = [(k, k) for k in range(size)] if is_agnostic[kind] and was_agnostic[kind] else []
+    return rows
+
+
+@torch.no_grad()
+def _copy(model: nn.Module, state: dict[str, Tensor], labels: dict[int, int], ours: Model, theirs: Model) -> Transfer:
+    (our_classes, our_cfg), (their_classes, their_cfg) = ours, theirs
+    names = our_classes.names
+    transfer = Transfer(matched={names[a]: their_classes.names[b] for a, b in labels.items()})
+    transfer.new_classes = [name for name in names if name not in transfer.matched]
+    rows = _pair_rows(labels, ours, theirs)
     our_outputs, their_outputs = _count_outputs(our_classes, our_cfg), _count_outputs(their_classes, their_cfg)
     architectures = {(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD.NAME) for cfg in (our_cfg, their_cfg)}
     for name, value in model.state_dict().items():
@@ -217,10 +223,11 @@ def _report(transfer: Transfer, cfg: CfgNode, their_cfg: CfgNode, path: Path) ->
     lacking = [name for name in transfer.new if not name.endswith("num_batches_tracked")]
     if lacking:
         logger.warning(f"{len(lacking)} weights keep their initial values: {', '.join(lacking[:8])}, ...")
-    ours, theirs = ({key: _normalize(key, list_keys(c)[key]) for key in _ALIKE} for c in (cfg, their_cfg))
+    ours, theirs = list_keys(cfg), list_keys(their_cfg)
     for key in _ALIKE:
-        if ours[key] != theirs[key]:
-            logger.warning(f"{key} is {ours[key]}, but {path} was trained with {theirs[key]}; set it to that")
+        own, other = (_normalize(key, values[key]) for values in (ours, theirs))
+        if own != other:
+            logger.warning(f"{key} is {own}, but {path} was trained with {other}; set it to that")
 
 
 def _normalize(key: str, value: Any) -> Any:

@@ -65,9 +65,7 @@ def check_changes(before: str, cfg: CfgNode, allow: bool = False) -> None:
     Raises:
         UserError: There are such changes, and they are not allowed.
     """
-    old, new = _flatten(yaml.safe_load(before)), _flatten(yaml.safe_load(cfg.dump()))
-    # A key that only one of the two has is of another version of this program.
-    changes = {k: f"{k} {old[k]!r} -> {new[k]!r}" for k in new if k in old and old[k] != new[k]}
+    changes = find_changes(flatten_config(before), flatten_config(cfg.dump()))
     free = {k for k in changes if k.startswith(FREE) and not k.startswith("TEST.PRECISE_BN") or k.endswith("_TEST")}
     if cfg.SOLVER.LR_SCHEDULER_NAME in _OPEN_ENDED:
         free |= {"SOLVER.MAX_ITER", "SOLVER.EPOCHS"} & changes.keys()
@@ -85,6 +83,21 @@ def check_changes(before: str, cfg: CfgNode, allow: bool = False) -> None:
         )
     if harmful:
         logger.warning("the training changes from here on: " + _list(changes, harmful))
+
+
+def flatten_config(text: str) -> dict[str, Any]:
+    """Return the settings of a configuration in yaml by the full names of their keys, without sections."""
+    return _flatten(yaml.safe_load(text))
+
+
+def find_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """Return the settings that differ, by key, as text.
+
+    Args:
+        old, new: The settings as ``flatten_config`` returns them. A key that only one of the two has is of another
+            version of this program, and no difference.
+    """
+    return {k: f"{k} {old[k]!r} -> {new[k]!r}" for k in new if k in old and old[k] != new[k]}
 
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:

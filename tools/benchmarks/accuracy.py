@@ -1,6 +1,5 @@
 """Accuracy: our model and Detectron2's stock PanopticFPN R50, trained and judged by the same program."""
 
-import json
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from detectron2.modeling.meta_arch import PanopticFPN
 from tabulate import tabulate
 from torch import Tensor
 
-from seamless_d2.config import config_file, list_keys, load_config
+from seamless_d2.config import config_file, load_config
+from seamless_d2.engine.config_changes import find_changes, flatten_config
 from seamless_d2.engine.main import run
 from seamless_d2.engine.records import EVALUATIONS, read_evaluations
 from seamless_d2.engine.setup import build_parser
@@ -199,14 +199,12 @@ class Comparison:
         """Train and evaluate one row with one seed; return the PQ in percent and how it grew."""
         folder = self.output / f"{row.replace(' ', '_').replace(',', '')}_seed{seed}"
         finished, settings = folder / "accuracy.json", self.settings(row, seed, folder)
-        keys = list_keys(load_config(_file(row), settings))
-        config = json.loads(json.dumps({key: value for key, value in keys.items() if not isinstance(value, CfgNode)}))
+        config = flatten_config(load_config(_file(row), settings).dump())
         if finished.is_file():
             content = read_json(finished, "results")
             if "config" not in content:
                 raise UserError(f"{finished} was written by an earlier version; choose another --output")
-            # A key that only one of the two has is of another version of this program.
-            if any(content["config"].get(key, value) != value for key, value in config.items()):
+            if find_changes(content["config"], config):
                 raise UserError(f"{folder} holds a training with other settings; choose another --output")
             return content
         results = [_run(row, ["--resume", *settings])]
